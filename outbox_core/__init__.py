@@ -1,0 +1,44 @@
+"""The outbox without any framework: one table, its statements, claiming, dispatch and settlement.
+
+Read in this order: schema, message, outcome, store (the port), envelope, dispatch, worker with claimer, slots and settler.
+"""
+
+from outbox_core.errors import (
+    CannotEncode,
+    DatabaseUnavailable,
+    InvalidMessage,
+    InvalidName,
+    MissingTable,
+    NoTransaction,
+    NotStarted,
+    OptionError,
+    OutboxError,
+    SchemaMismatch,
+    Undecodable,
+    UnsupportedDatabase,
+    WrongDatabase,
+    WrongType,
+)
+from outbox_core.retry import ConstantRetry, ExponentialRetry, LinearRetry, NoRetry, RetryStrategy
+
+__all__ = [
+    "CannotEncode",
+    "ConstantRetry",
+    "DatabaseUnavailable",
+    "ExponentialRetry",
+    "InvalidMessage",
+    "InvalidName",
+    "LinearRetry",
+    "MissingTable",
+    "NoRetry",
+    "NoTransaction",
+    "NotStarted",
+    "OptionError",
+    "OutboxError",
+    "RetryStrategy",
+    "SchemaMismatch",
+    "Undecodable",
+    "UnsupportedDatabase",
+    "WrongDatabase",
+    "WrongType",
+]

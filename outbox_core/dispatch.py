@@ -1,0 +1,76 @@
+"""From what a handler did to what becomes of its message. No I/O, no clock, no framework.
+
+vote | exception | neither  --decide-->  Ack | Retry | DeadLetter
+"""
+
+from datetime import timedelta
+from typing import Literal, TypeAlias
+
+from outbox_core.errors import Undecodable
+from outbox_core.message import Delivery
+from outbox_core.options import ConsumerOptions
+from outbox_core.outcome import Ack, DeadLetter, Nack, Outcome, Reject, Retry, Snooze
+
+Silence: TypeAlias = Literal["ack", "retry"]
+
+MAX_ERROR_CHARACTERS = 8_192
+
+
+def decide(
+    delivery: Delivery,
+    error: BaseException | None,
+    options: ConsumerOptions,
+    *,
+    seconds: float,
+    silence: Silence = "ack",
+) -> Outcome:
+    """The outcome of one handler run that took *seconds*.
+
+    *silence* says what a return without a vote means. An ack that is followed by an exception (FastStream's
+    `AckPolicy.ACK`) is a dead letter with its reason: a failure is never deleted unseen.
+    """
+    if isinstance(error, Undecodable):
+        return DeadLetter("undecodable", render(error))
+    match delivery.vote:
+        case Ack():
+            return Ack() if error is None else DeadLetter("rejected", render(error))
+        case Reject():
+            return DeadLetter("rejected", None if error is None else render(error))
+        case Snooze(delay):
+            return Retry(delay, failed=False)
+        case Nack(delay):
+            return _after_failure(delivery, error, options, seconds, delay)
+        case None if error is None and silence == "ack":
+            return Ack()
+        case None:
+            return _after_failure(delivery, error, options, seconds, None)
+
+
+def refuse(delivery: Delivery, options: ConsumerOptions) -> Outcome | None:
+    """The outcome of a delivery whose handler must not start again, or None to let it start."""
+    if options.max_deliveries is None or delivery.deliveries < options.max_deliveries:
+        return None
+    return DeadLetter("max_deliveries", f"its handler was started {delivery.deliveries} times and never settled it")
+
+
+def _after_failure(
+    delivery: Delivery, error: BaseException | None, options: ConsumerOptions, seconds: float, chosen: float | None
+) -> Outcome:
+    last = delivery.claimed_at + timedelta(seconds=seconds)
+    delay = options.retry_strategy.get_next_attempt_delay(
+        first_attempt_at=delivery.first_attempt_at or last,
+        last_attempt_at=last,
+        attempts_count=delivery.attempts + 1,
+        exception=error,
+    )
+    if delay is None:
+        return DeadLetter("retry_terminal", None if error is None else render(error))
+    return Retry(delay if chosen is None else chosen)
+
+
+def render(error: BaseException) -> str:
+    """The exception as one line for people, capped."""
+    text = f"{type(error).__qualname__}: {error}"
+    # PostgreSQL's text cannot hold NUL, and a lone surrogate is no UTF-8.
+    text = text.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
+    return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "…"

@@ -1,0 +1,270 @@
+"""What a publish is made of: body, headers and schedule, checked and encoded before any database sees them.
+
+Pure and synchronous. A refused message costs the caller nothing: an error that came from the database instead would leave
+its transaction unusable. The same call makes the same bytes whichever framework makes it.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as day_time
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+from outbox_core.errors import CannotEncode, InvalidMessage, WrongType
+from outbox_core.message import NewMessage, TimerConflict
+from outbox_core.schema import NAME_LENGTH
+
+CONTENT_TYPE = "content-type"
+CORRELATION_ID = "correlation_id"
+REPLY_TO = "reply_to"
+JSON_TYPE = "application/json"
+TEXT_TYPE = "text/plain"
+
+MAX_HEADERS = 64
+MAX_HEADER_BYTES = 8_192
+MAX_DELAY = timedelta(days=3_660)
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+# Header names that every relay's target takes: the token of RFC 9110 §5.6.2.
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+def compose(
+    body: object,
+    queue: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    correlation_id: str | None = None,
+    reply_to: str = "",
+    message_id: UUID | str | None = None,
+    key: str | None = None,
+    priority: int = 0,
+    activate_in: timedelta | None = None,
+    activate_at: datetime | None = None,
+    timer_id: str | None = None,
+    timer_conflict: TimerConflict = "ignore",
+    encoded: tuple[bytes, str | None] | None = None,
+) -> NewMessage:
+    """A message ready for a store, or an error that names the argument and its value.
+
+    *encoded* takes the place of encoding *body* where a framework's own codec has done it: bytes and content type.
+    Raises `WrongType`, `InvalidMessage` or `CannotEncode`; nothing has been sent anywhere.
+    """
+    check_queue(queue)
+    identity = new_message_id() if message_id is None else _check_message_id(message_id)
+    delay, available_at = _check_schedule(activate_in, activate_at)
+    if key is not None:
+        _check_name("key", key)
+    if timer_id is not None:
+        _check_name("timer_id", timer_id)
+    if timer_conflict not in ("ignore", "extend", "replace"):
+        raise InvalidMessage(f"timer_conflict must be 'ignore', 'extend' or 'replace', got {timer_conflict!r}")
+    payload, content_type = encode(body) if encoded is None else encoded
+    return NewMessage(
+        message_id=identity,
+        queue=queue,
+        payload=payload,
+        headers=_compose_headers(headers, content_type, correlation_id or str(identity), reply_to),
+        key=key,
+        priority=_check_priority(priority),
+        delay=delay,
+        available_at=available_at,
+        timer_id=timer_id,
+        timer_conflict=timer_conflict,
+    )
+
+
+def new_message_id() -> UUID:
+    """A UUID of version 7 (RFC 9562 §5.7): ordered by time, so that a unique index grows at its end only."""
+    milliseconds = time.time_ns() // 1_000_000
+    chance = int.from_bytes(os.urandom(10), "big")
+    value = (milliseconds & (1 << 48) - 1) << 80 | chance
+    return UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)
+
+
+# The body
+
+
+def encode(body: object) -> tuple[bytes, str | None]:
+    """Bytes as they are, text as UTF-8, everything else as JSON; and the content type that says so.
+
+    JSON covers None, numbers, lists, dicts, dataclasses, pydantic models, UUIDs, dates, decimals and enums.
+    """
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body), None
+    try:
+        if isinstance(body, str):
+            return body.encode(), TEXT_TYPE
+        if hasattr(body, "model_dump_json"):  # a pydantic model knows its own JSON best
+            return str(body.model_dump_json()).encode(), JSON_TYPE
+        return _dumps(body).encode(), JSON_TYPE
+    except RecursionError as error:
+        raise CannotEncode(f"cannot encode {type(body).__name__}: it is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise CannotEncode(f"cannot encode {type(body).__name__}: not valid Unicode ({error.reason})") from error
+    except (TypeError, ValueError) as error:
+        raise CannotEncode(f"cannot encode {type(body).__name__}: {error}") from error
+
+
+def decode(payload: bytes, content_type: str | None) -> Any:
+    """The body that `encode` was given, as plain data; bytes where no content type says what they are."""
+    if content_type is None:
+        return payload
+    if content_type.startswith(JSON_TYPE):
+        return json.loads(payload)
+    if content_type.startswith("text/"):
+        return payload.decode()
+    return payload
+
+
+_dumps = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=lambda value: _plain(value)
+).encode
+
+
+def _plain(value: object) -> object:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, datetime | date | day_time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, UUID | Decimal | PurePath):
+        return str(value)
+    if hasattr(value, "__await__"):
+        raise TypeError(f"{type(value).__name__} was never awaited; did you forget await?")
+    if isinstance(value, set | frozenset):
+        raise TypeError("a set has no order and would arrive as a list; pass sorted(...)")
+    raise TypeError(f"{type(value).__name__} is not JSON; pass a dict, a dataclass, a pydantic model or bytes")
+
+
+# Names, headers, schedule
+
+
+def check_queue(queue: object) -> str:
+    """*queue* if it is a usable name: 1 to 255 characters, not blank, no control characters."""
+    return _check_name("queue", queue)
+
+
+def _check_name(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise WrongType(what, "a str", value)
+    if not value.strip():
+        raise InvalidMessage(f"{what} must not be {'blank' if value else 'empty'}, got {value!r}")
+    if len(value) > NAME_LENGTH:
+        raise InvalidMessage(f"{what} must be at most {NAME_LENGTH} characters, got {len(value)}: {value[:32] + '…'!r}")
+    _check_text(what, value)
+    return value
+
+
+def _check_text(what: str, value: str) -> None:
+    if found := _CONTROL.search(value):
+        raise InvalidMessage(
+            f"{what} must not contain control characters, got U+{ord(found[0]):04X} at {found.start()} in {value[:64]!r}"
+        )
+    if found := _SURROGATE.search(value):
+        raise InvalidMessage(f"{what} must be valid Unicode, got a lone surrogate at {found.start()}")
+
+
+def _check_message_id(value: UUID | str) -> UUID:
+    if isinstance(value, UUID):
+        return value
+    if not isinstance(value, str):
+        raise WrongType("message_id", "a UUID", value)
+    try:
+        return UUID(value)
+    except ValueError:
+        raise InvalidMessage(f"message_id must be a UUID, got {value!r}") from None
+
+
+def _check_priority(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise WrongType("priority", "an int", value)
+    if not -32_768 <= value <= 32_767:
+        raise InvalidMessage(f"priority must be between -32768 and 32767, got {value}")
+    return value
+
+
+def _check_schedule(
+    activate_in: timedelta | None, activate_at: datetime | None
+) -> tuple[float | None, datetime | None]:
+    if activate_in is not None and activate_at is not None:
+        raise InvalidMessage("activate_in and activate_at exclude each other; pass one")
+    if activate_in is not None:
+        if not isinstance(activate_in, timedelta):
+            raise WrongType("activate_in", "a timedelta", activate_in, "pass timedelta(seconds=…)")
+        if not timedelta(0) <= activate_in <= MAX_DELAY:
+            raise InvalidMessage(f"activate_in must be between 0 and {MAX_DELAY.days} days, got {activate_in!r}")
+        return activate_in.total_seconds(), None
+    if activate_at is not None:
+        if not isinstance(activate_at, datetime):
+            raise WrongType("activate_at", "a datetime", activate_at)
+        if activate_at.utcoffset() is None:
+            raise InvalidMessage(
+                f"activate_at must be timezone-aware, got {activate_at!r}; pass datetime.now(UTC) + timedelta(…)"
+            )
+        # Only a plausibility check, so this process's clock will do; when it is due is the database's to say.
+        if activate_at > datetime.now(UTC) + MAX_DELAY:
+            raise InvalidMessage(f"activate_at must be at most {MAX_DELAY.days} days ahead, got {activate_at!r}")
+        return None, activate_at.astimezone(UTC)
+    return None, None
+
+
+def _compose_headers(
+    headers: Mapping[str, str] | None, content_type: str | None, correlation_id: str, reply_to: str
+) -> str:
+    composed: dict[str, str] = {}
+    if headers is not None:
+        if not isinstance(headers, Mapping):
+            raise WrongType("headers", "a mapping of str to str", headers)
+        for name, value in headers.items():
+            _check_header(name, value)
+            composed[name] = value
+    if content_type is not None:
+        composed[CONTENT_TYPE] = content_type
+    _check_name("correlation_id", correlation_id)
+    composed[CORRELATION_ID] = correlation_id
+    if reply_to:
+        composed[REPLY_TO] = _check_name("reply_to", reply_to)
+    text = _dumps(composed)
+    if len(composed) > MAX_HEADERS or len(text) > MAX_HEADER_BYTES:
+        raise InvalidMessage(
+            f"headers must be at most {MAX_HEADERS} and {MAX_HEADER_BYTES} characters in all, "
+            f"got {len(composed)} of {len(text)}; put large values into the body"
+        )
+    return text
+
+
+def _check_header(name: object, value: object) -> None:
+    if not isinstance(name, str):
+        raise WrongType("header names", "str", name)
+    if not _TOKEN.fullmatch(name):
+        raise InvalidMessage(f"header names must be tokens (RFC 9110), got {name!r}")
+    if not isinstance(value, str):
+        raise WrongType(f"header {name!r}", "a str", value, "convert it with str() or put it into the body")
+    _check_text(f"header {name!r}", value)
+
+
+def check_delay(what: str, seconds: float | timedelta) -> float:
+    """*seconds* if it is a number that the database can add to its clock."""
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise WrongType(what, "a number of seconds or a timedelta", seconds)
+    if not math.isfinite(seconds) or not 0 <= seconds <= MAX_DELAY.total_seconds():
+        raise InvalidMessage(f"{what} must be between 0 and {MAX_DELAY.days} days of seconds, got {seconds!r}")
+    return float(seconds)

@@ -1,0 +1,82 @@
+"""What can go wrong, and whose move it is.
+
+Every error of ours is an `OutboxError` and a built-in that fits, so that callers catch what they know. The values that a
+program may want are attributes: nobody has to parse text. A lost lease is a result, not an error.
+"""
+
+from collections.abc import Sequence
+
+
+class OutboxError(Exception):
+    """The root of everything that this library raises."""
+
+
+# The caller's move: what was passed cannot be right.
+
+
+class InvalidName(OutboxError, ValueError):
+    """A table, schema or channel name that is no plain identifier."""
+
+
+class OptionError(OutboxError, ValueError):
+    """An option outside its range, found when it is given, not when it is used."""
+
+
+class WrongType(OutboxError, TypeError):
+    """An argument of a type that cannot work, such as a sync session where an async one is awaited."""
+
+    def __init__(self, argument: str, expected: str, value: object, hint: str = "") -> None:
+        self.argument = argument
+        self.value = value
+        super().__init__(f"{argument} must be {expected}, got {type(value).__name__}" + (f"; {hint}" if hint else ""))
+
+
+class InvalidMessage(OutboxError, ValueError):
+    """A queue, header, key, schedule or id that would not survive the trip; nothing was sent to the database."""
+
+
+class CannotEncode(InvalidMessage):
+    """A body that is neither bytes nor text nor JSON."""
+
+
+class NoTransaction(OutboxError, RuntimeError):
+    """A publish that no transaction of the caller's would cover."""
+
+
+class WrongDatabase(OutboxError, ValueError):
+    """A session of another database than the broker's."""
+
+
+class NotStarted(OutboxError, RuntimeError):
+    """An operation that needs an engine, or a started broker."""
+
+
+# The message's fault: retrying cannot help.
+
+
+class Undecodable(OutboxError, ValueError):
+    """A payload that does not decode as its content type says; it is dead-lettered at the first try."""
+
+
+# The operator's move: the database is not what the program expects.
+
+
+class UnsupportedDatabase(OutboxError, ValueError):
+    """A database that the core has no statements for."""
+
+
+class MissingTable(OutboxError, LookupError):
+    """A feature was used whose table was not given."""
+
+
+class SchemaMismatch(OutboxError, LookupError):
+    """The live table is not the one described in `outbox_core.schema`; `differences` has a line for each."""
+
+    def __init__(self, table: str, differences: Sequence[str]) -> None:
+        self.table = table
+        self.differences = tuple(differences)
+        super().__init__(f"{table} does not fit this version: " + "; ".join(self.differences))
+
+
+class DatabaseUnavailable(OutboxError, ConnectionError):
+    """The database cannot be reached when the program needs it to start."""

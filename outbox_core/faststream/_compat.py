@@ -1,0 +1,63 @@
+"""Every private name of FastStream that we stand on, and the only file that may import one.
+
+FastStream's internals settle with 1.0 (ag2ai/faststream#2806); until then `faststream>=0.7.6,<0.8` is a tested fact, and a
+change upstream breaks this page first.
+"""
+
+from faststream._internal.broker import BrokerUsecase
+from faststream._internal.broker.registrator import Registrator
+from faststream._internal.broker.router import ArgsContainer, BrokerRouter, SubscriberRoute
+from faststream._internal.configs import (
+    BrokerConfig,
+    PublisherSpecificationConfig,
+    PublisherUsecaseConfig,
+    SubscriberSpecificationConfig,
+    SubscriberUsecaseConfig,
+)
+from faststream._internal.constants import EMPTY
+from faststream._internal.context import Context, ContextRepo
+from faststream._internal.context.resolve import resolve_context_by_name
+from faststream._internal.di import FastDependsConfig
+from faststream._internal.endpoint.publisher import PublisherSpecification, PublisherUsecase
+from faststream._internal.endpoint.publisher.fake import FakePublisher
+from faststream._internal.endpoint.subscriber import SubscriberSpecification, SubscriberUsecase
+from faststream._internal.endpoint.subscriber.call_item import CallsCollection
+from faststream._internal.endpoint.utils import ParserComposition
+from faststream._internal.logger import DefaultLoggerStorage, LoggerState, make_logger_state
+from faststream._internal.logger.logging import get_broker_logger
+from faststream._internal.parser import DefaultCodec
+from faststream._internal.producer import ProducerProto
+from faststream._internal.testing.broker import TestBroker, change_producer
+
+__all__ = [
+    "EMPTY",
+    "ArgsContainer",
+    "BrokerConfig",
+    "BrokerRouter",
+    "BrokerUsecase",
+    "CallsCollection",
+    "Context",
+    "ContextRepo",
+    "DefaultCodec",
+    "DefaultLoggerStorage",
+    "FakePublisher",
+    "FastDependsConfig",
+    "LoggerState",
+    "ParserComposition",
+    "ProducerProto",
+    "PublisherSpecification",
+    "PublisherSpecificationConfig",
+    "PublisherUsecase",
+    "PublisherUsecaseConfig",
+    "Registrator",
+    "SubscriberRoute",
+    "SubscriberSpecification",
+    "SubscriberSpecificationConfig",
+    "SubscriberUsecase",
+    "SubscriberUsecaseConfig",
+    "TestBroker",
+    "change_producer",
+    "get_broker_logger",
+    "make_logger_state",
+    "resolve_context_by_name",
+]

@@ -1,0 +1,330 @@
+"""The broker: FastStream's, over any store. Adapters subclass it with a constructor of their own.
+
+Entering it (`async with broker`) connects and consumes nothing; `start` consumes. Both may be repeated, and it may be
+started again after a stop, on another event loop too.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Unpack
+
+from fast_depends import Provider, dependency_provider
+from faststream.message import gen_cor_id
+from faststream.middlewares import AckPolicy
+from faststream.response import PublishType
+from faststream.specification.schema import BrokerSpec
+
+from outbox_core.envelope import check_queue
+from outbox_core.errors import NotStarted, OptionError, SchemaMismatch, WrongType
+from outbox_core.events import Observer
+from outbox_core.faststream._compat import EMPTY, BrokerUsecase, ContextRepo, FastDependsConfig
+from outbox_core.faststream.config import OutboxBrokerConfig, make_outbox_logger_state
+from outbox_core.faststream.producer import OutboxProducer, SyncProducer, TransactionPolicy, drive
+from outbox_core.faststream.registrator import OutboxRegistrator
+from outbox_core.faststream.response import OutboxPublishCommand, PublishOptions
+from outbox_core.message import OutboxStats, PendingMessage
+from outbox_core.store import Store
+from outbox_core.worker import Worker
+
+
+class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConfig]):
+    """Publishes into an outbox table and consumes from it.
+
+    *require_transaction* says what a publish without a session does: nothing special, a warning, or `NoTransaction`.
+    *graceful_timeout*: seconds that handlers get at a stop; None does not wait. *log_level*: of the two records that
+    FastStream writes for each message; they cost more than the rest of the pipeline, so they are at DEBUG. *observers*
+    are called with every event of the engine (`outbox_core.events`). The other arguments are FastStream's own.
+    """
+
+    def __init__(
+        self,
+        store: Store | None = None,
+        *,
+        require_transaction: TransactionPolicy = "ignore",
+        observers: Sequence[Observer] = (),
+        worker_name: str | None = None,
+        slot_context: Any = None,
+        graceful_timeout: float | None = 15.0,
+        decoder: Any = None,
+        parser: Any = None,
+        codec: Any = None,
+        dependencies: Sequence[Any] = (),
+        middlewares: Sequence[Any] = (),
+        routers: Iterable[Any] = (),
+        ack_policy: AckPolicy = EMPTY,
+        id_generator: Any = gen_cor_id,
+        security: Any = None,
+        specification_url: str | Iterable[str] | None = None,
+        protocol: str | None = None,
+        protocol_version: str | None = None,
+        description: str | None = None,
+        tags: Iterable[Any] = (),
+        logger: Any = EMPTY,
+        log_level: int = logging.DEBUG,
+        apply_types: bool = True,
+        serializer: Any = EMPTY,
+        provider: Provider | None = None,
+        context: ContextRepo | None = None,
+    ) -> None:
+        if require_transaction not in ("ignore", "warn", "error"):
+            raise OptionError(f"require_transaction must be 'ignore', 'warn' or 'error', got {require_transaction!r}")
+        if graceful_timeout is not None and not 0 <= graceful_timeout < float("inf"):
+            raise OptionError(f"graceful_timeout must be >= 0 seconds or None, got {graceful_timeout!r}")
+        config = OutboxBrokerConfig(
+            store=store,
+            worker=None if store is None else Worker(store, name=worker_name, observers=observers),
+            require_transaction=require_transaction,
+            broker_middlewares=middlewares,
+            broker_parser=parser,
+            broker_decoder=decoder,
+            broker_codec=codec,
+            broker_dependencies=dependencies,
+            graceful_timeout=graceful_timeout,
+            ack_policy=ack_policy,
+            id_generator=id_generator,
+            logger=make_outbox_logger_state(logger=logger, log_level=log_level),
+            fd_config=FastDependsConfig(
+                use_fastdepends=apply_types,
+                serializer=serializer,
+                provider=provider or dependency_provider,
+                context=context or ContextRepo(),
+            ),
+            extra_context={"broker": self},
+            **({} if slot_context is None else {"slot_context": slot_context}),
+        )
+        config.producer = OutboxProducer(config)
+        self._sync_producer = SyncProducer(config)
+        super().__init__(
+            config=config,
+            specification=BrokerSpec(
+                url=_urls(specification_url, store),
+                protocol=protocol or "outbox",
+                protocol_version=protocol_version,
+                description=description,
+                tags=tags,
+                security=security,
+            ),
+            routers=routers,
+        )
+
+    # Life
+
+    async def _connect(self) -> Store:
+        return self.store
+
+    @property
+    def store(self) -> Store:
+        """Where the rows are; `NotStarted` for a broker without a database."""
+        store = self.config.broker_config.store
+        if store is None:
+            raise NotStarted("this broker has no database; create it with an engine")
+        return store
+
+    async def start(self) -> None:
+        """Connect, check the tables, and consume. Does nothing if it does already."""
+        await self.connect()
+        worker = self.config.broker_config.worker
+        if worker is not None and self.subscribers:
+            await worker.start()
+        await super().start()
+
+    async def stop(self, exc_type: Any = None, exc_val: Any = None, exc_tb: Any = None) -> None:
+        """Drain every subscriber at once, write what they did, disconnect. Idempotent."""
+        await super().stop(exc_type, exc_val, exc_tb)
+        worker = self.config.broker_config.worker
+        if worker is not None:
+            await worker.stop(timeout=self.config.graceful_timeout or 0)
+        self._connection = None
+
+    async def ping(self, timeout: float | None = None) -> bool:
+        """Whether the worker makes progress and its database answers within *timeout* seconds; never raises."""
+        worker = self.config.broker_config.worker
+        return worker is not None and await worker.ping(timeout)
+
+    # Publishing
+
+    async def publish(
+        self,
+        message: Any,
+        queue: str,
+        *,
+        session: object | None = None,
+        standalone: bool = False,
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> int | None:
+        """Insert *message* in the caller's transaction; the row's id, or None if a live timer has the same id.
+
+        *session*: the caller's open transaction, in which nothing is flushed or committed; None: a short transaction of
+        its own. *activate_in*, *activate_at*: not before, on the database's clock. *key*: recorded for ordered delivery.
+        *priority*: higher first. *timer_id*: one live message of that id a queue; *timer_conflict* says what a second
+        one does: "ignore" it, "extend" the first to the later of both times, or "replace" the first. *message_id*: a UUID
+        that stays with the message for ever; publishing the same one again inserts nothing and returns None.
+
+        Raises `InvalidMessage`, `WrongType` or `CannotEncode` before anything is sent, so that the caller's transaction
+        stays usable.
+        """
+        command = self._command(
+            message, queue=queue, session=session, standalone=standalone, headers=headers, **options
+        )
+        row_id: int | None = await self._basic_publish(command, producer=self.config.producer)
+        return row_id
+
+    async def publish_batch(
+        self,
+        *messages: Any,
+        queue: str,
+        session: object | None = None,
+        standalone: bool = False,
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> list[int | None]:
+        """Insert all *messages* in one statement or none of them; their row ids, in order. See `publish`."""
+        check_queue(queue)
+        if not messages:
+            return []
+        _refuse_for_batches(options)
+        command = self._command(
+            *messages, queue=queue, session=session, standalone=standalone, headers=headers, **options
+        )
+        row_ids: list[int | None] = await self._basic_publish_batch(command, producer=self.config.producer)
+        return row_ids
+
+    def publish_sync(
+        self,
+        message: Any,
+        queue: str,
+        *,
+        session: object,
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> int | None:
+        """`publish` on a synchronous session, without an event loop; the same middlewares run."""
+        command = self._command(message, queue=queue, session=_required(session), headers=headers, **options)
+        row_id: int | None = drive(self._basic_publish(command, producer=self._sync_producer))
+        return row_id
+
+    def publish_batch_sync(
+        self,
+        *messages: Any,
+        queue: str,
+        session: object,
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> list[int | None]:
+        """`publish_batch` on a synchronous session, without an event loop."""
+        check_queue(queue)
+        if not messages:
+            return []
+        _refuse_for_batches(options)
+        command = self._command(*messages, queue=queue, session=_required(session), headers=headers, **options)
+        row_ids: list[int | None] = drive(self._basic_publish_batch(command, producer=self._sync_producer))
+        return row_ids
+
+    async def request(self, message: Any, queue: str, **options: Any) -> Any:  # type: ignore[override]  # as above
+        """Refused outside tests: see `OutboxProducer.request`."""
+        timeout = options.pop("timeout", None)
+        command = self._command(message, queue=queue, _publish_type=PublishType.REQUEST, **options)
+        command.timeout = timeout
+        return await self._basic_request(command, producer=self.config.producer)
+
+    def _command(self, *messages: Any, **options: Any) -> OutboxPublishCommand:
+        generator = self.config.id_generator
+        # The default generator's random id says less than the message's own id, which is taken where none is given.
+        if options.get("correlation_id") is None and generator is not gen_cor_id:
+            options["correlation_id"] = generator()
+        return OutboxPublishCommand(*messages, **options)
+
+    # Operating
+
+    async def cancel_timer(self, *, queue: str, timer_id: str, session: object | None = None) -> bool:
+        """Delete a live timer that no worker has leased; say whether there was one."""
+        return await self.store.cancel_timer(check_queue(queue), timer_id, session)
+
+    async def fetch_unprocessed(
+        self, session: object | None = None, queue: str | None = None, limit: int = 1_000
+    ) -> list[PendingMessage]:
+        """Look at the oldest *limit* rows, leased ones too, without leasing them."""
+        return await self.store.fetch_unprocessed(queue, _checked_limit(limit), session)
+
+    async def redrive(
+        self,
+        queue: str | None = None,
+        ids: Sequence[int] | None = None,
+        reason: str | None = None,
+        limit: int | None = None,
+        dry_run: bool = False,
+        session: object | None = None,
+    ) -> int:
+        """Put dead letters back, oldest first, with their message ids and fresh counters; how many.
+
+        The filters are combined; none means all. With *dry_run* nothing is changed.
+        """
+        return await self.store.redrive(
+            queue=queue,
+            ids=ids,
+            reason=reason,
+            limit=None if limit is None else _checked_limit(limit),
+            dry_run=dry_run,
+            session=session,
+        )
+
+    async def purge_dead_letters(
+        self,
+        older_than: timedelta,
+        *,
+        queue: str | None = None,
+        limit: int = 10_000,
+        session: object | None = None,
+    ) -> int:
+        """Delete up to *limit* dead letters that failed more than *older_than* ago; how many."""
+        if not isinstance(older_than, timedelta):
+            raise WrongType("older_than", "a timedelta", older_than)
+        if older_than < timedelta(0):
+            raise OptionError(f"older_than must not be negative, got {older_than!r}")
+        return await self.store.purge_dead_letters(older_than, queue, _checked_limit(limit), session)
+
+    async def stats(self) -> OutboxStats:
+        """Counts by queue at one moment; it reads the whole table."""
+        return await self.store.stats()
+
+    async def pause(self, queue: str, session: object | None = None) -> None:
+        """Stop every worker's claiming from *queue* within about a second, until `resume`; it survives restarts."""
+        await self.store.set_paused(check_queue(queue), True, session)
+
+    async def resume(self, queue: str, session: object | None = None) -> None:
+        """Undo `pause`."""
+        await self.store.set_paused(check_queue(queue), False, session)
+
+    async def validate_schema(self) -> None:
+        """Compare the live tables with their description; `SchemaMismatch` names each difference of the first misfit."""
+        for table, differences in (await self.store.differences()).items():
+            raise SchemaMismatch(table, [difference.text for difference in differences])
+
+
+def _urls(specification_url: str | Iterable[str] | None, store: Store | None) -> list[str]:
+    """The server of the AsyncAPI document: a logical name, without host, user or database, unless one is given."""
+    if specification_url is None:
+        return ["outbox" if store is None else f"{store.name.split(':', 1)[0]}://outbox"]
+    return [specification_url] if isinstance(specification_url, str) else list(specification_url)
+
+
+def _required(session: object | None) -> object:
+    if session is None:
+        raise WrongType("session", "a synchronous Session or Connection", session, "a synchronous publish has no other")
+    return session
+
+
+def _refuse_for_batches(options: PublishOptions) -> None:
+    for name in ("message_id", "timer_id"):
+        if options.get(name) is not None:
+            raise OptionError(f"{name} cannot be shared by a batch; publish these messages one by one")
+
+
+def _checked_limit(limit: int) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise WrongType("limit", "an int", limit)
+    if limit < 1:
+        raise OptionError(f"limit must be >= 1, got {limit}")
+    return limit

@@ -1,0 +1,106 @@
+"""What a broker hands down to its subscribers and publishers, in FastStream's own form."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+
+from faststream.middlewares import AckPolicy
+
+from outbox_core.faststream._compat import (
+    EMPTY,
+    BrokerConfig,
+    ContextRepo,
+    DefaultLoggerStorage,
+    PublisherSpecificationConfig,
+    PublisherUsecaseConfig,
+    SubscriberSpecificationConfig,
+    SubscriberUsecaseConfig,
+    get_broker_logger,
+    make_logger_state,
+)
+from outbox_core.faststream.producer import TransactionPolicy
+from outbox_core.options import ConsumerOptions
+from outbox_core.store import Store
+from outbox_core.worker import Worker
+
+
+@dataclass(kw_only=True)
+class OutboxBrokerConfig(BrokerConfig):
+    """FastStream's options of a broker, and ours."""
+
+    store: Store | None = None
+    worker: Worker | None = None
+    require_transaction: TransactionPolicy = "ignore"
+    slot_context: Callable[[], AbstractAsyncContextManager[object]] = field(default=nullcontext)
+
+
+@dataclass(kw_only=True)
+class OutboxSubscriberConfig(SubscriberUsecaseConfig):
+    """One subscriber. The acknowledgement policy is its own, then the broker's, then NACK_ON_ERROR."""
+
+    _outer_config: OutboxBrokerConfig
+    options: ConsumerOptions
+    propagate_inbound_headers: bool = False
+
+    @property
+    def ack_policy(self) -> AckPolicy:
+        for policy in (self._ack_policy, self._outer_config.ack_policy):
+            if policy is not EMPTY:
+                return policy
+        return AckPolicy.NACK_ON_ERROR
+
+
+@dataclass(kw_only=True)
+class OutboxSubscriberSpecificationConfig(SubscriberSpecificationConfig):
+    queues: tuple[str, ...]
+
+
+@dataclass(kw_only=True)
+class OutboxPublisherConfig(PublisherUsecaseConfig):
+    _outer_config: OutboxBrokerConfig
+    queue: str
+    headers: dict[str, str]
+    key: str | None
+    priority: int
+
+
+@dataclass(kw_only=True)
+class OutboxPublisherSpecificationConfig(PublisherSpecificationConfig):
+    queue: str
+
+
+class OutboxLoggerStorage(DefaultLoggerStorage):
+    """The default logger: queue and message id beside each record."""
+
+    __slots__ = ("_longest_queue",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._longest_queue = 4
+
+    def set_level(self, level: int) -> None:
+        self.logger_log_level = level
+
+    def register_subscriber(self, params: dict[str, str]) -> None:
+        self._longest_queue = max(self._longest_queue, len(params.get("queue", "")))
+
+    def get_logger(self, *, context: ContextRepo) -> logging.Logger:
+        logger = self._get_logger_ref()
+        if logger is None:
+            logger = get_broker_logger(
+                name="outbox",
+                default_context={"queue": ""},
+                message_id_ln=10,
+                fmt=(
+                    f"%(asctime)s %(levelname)-8s - %(queue)-{self._longest_queue}s | %(message_id)-10s - %(message)s"
+                ),
+                context=context,
+                log_level=self.logger_log_level,
+            )
+            self._logger_ref.add(logger)
+        return logger
+
+
+make_outbox_logger_state = partial(make_logger_state, default_storage_cls=OutboxLoggerStorage)

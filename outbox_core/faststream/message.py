@@ -1,0 +1,121 @@
+"""What a FastStream handler sees of a delivery, and how its votes are recorded.
+
+Acking writes nothing by itself: the vote stays with the delivery until the engine settles it, so it cannot fail half-way.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from faststream.message import AckStatus, StreamMessage, decode_message
+
+from outbox_core.envelope import CONTENT_TYPE, CORRELATION_ID, REPLY_TO, check_delay
+from outbox_core.errors import Undecodable
+from outbox_core.message import Delivery
+from outbox_core.outcome import Ack, Nack, Reject, Snooze, Vote
+
+
+class OutboxMessage(StreamMessage[Any]):
+    """One delivery, or a batch of them, as FastStream's message. The first vote stands."""
+
+    @property
+    def deliveries_in_hand(self) -> tuple[Delivery, ...]:
+        """The deliveries behind this message: one, or those of the batch."""
+        raw = self.raw_message
+        return tuple(raw) if isinstance(raw, Sequence) else (raw,)
+
+    @property
+    def _first(self) -> Delivery:
+        return self.deliveries_in_hand[0]
+
+    @property
+    def queue(self) -> str:
+        return self._first.queue
+
+    @property
+    def key(self) -> str | None:
+        return self._first.key
+
+    @property
+    def priority(self) -> int:
+        return self._first.priority
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first handler run; one more after each that failed."""
+        return self._first.attempts + 1
+
+    @property
+    def deliveries(self) -> int:
+        """How often a handler was started for this message, this time included (AMQP's delivery-count plus one)."""
+        return self._first.deliveries + (0 if self._first.begun else 1)
+
+    @property
+    def lease_lost(self) -> bool:
+        """Whether another worker may have the message by now; what this handler does will not be settled."""
+        return any(delivery.lease_lost for delivery in self.deliveries_in_hand)
+
+    async def ack(self) -> None:
+        """Vote that it is done."""
+        self._vote(Ack(), AckStatus.ACKED)
+
+    async def nack(self, delay: float | timedelta | None = None) -> None:
+        """Vote for another try, after *delay* seconds or when the retry strategy says; counts as a failed attempt."""
+        seconds = None if delay is None else check_delay("delay", delay)
+        self._vote(Nack(seconds), AckStatus.NACKED)
+
+    async def reject(self) -> None:
+        """Vote against any further try: it becomes a dead letter."""
+        self._vote(Reject(), AckStatus.REJECTED)
+
+    async def snooze(self, delay: float | timedelta) -> None:
+        """Vote to see it again in *delay* seconds; no attempt is counted."""
+        self._vote(Snooze(check_delay("delay", delay)), AckStatus.NACKED)
+
+    def _vote(self, vote: Vote, status: AckStatus) -> None:
+        for delivery in self.deliveries_in_hand:
+            delivery.cast(vote)
+        if self.committed is None:
+            self.committed = status
+
+
+async def parse_message(delivery: Delivery) -> OutboxMessage:
+    """A message of one delivery; the body stays bytes until it is decoded."""
+    headers = delivery.headers
+    message_id = str(delivery.message_id)
+    return OutboxMessage(
+        raw_message=delivery,
+        body=delivery.payload,
+        headers=dict(headers),
+        reply_to=headers.get(REPLY_TO, ""),
+        content_type=headers.get(CONTENT_TYPE),
+        correlation_id=headers.get(CORRELATION_ID) or message_id,
+        message_id=message_id,
+    )
+
+
+async def decode_body(message: StreamMessage[Any]) -> Any:
+    """The body as its content type says; `Undecodable` if it is not, which no retry can change."""
+    try:
+        return decode_message(message)
+    except (ValueError, RecursionError) as error:
+        raise Undecodable(f"the body is not {message.content_type}: {error}") from error
+
+
+async def parse_batch(deliveries: Sequence[Delivery]) -> OutboxMessage:
+    """A message of many deliveries: a list of bodies, one correlation id, the headers of each."""
+    first = await parse_message(deliveries[0])
+    return OutboxMessage(
+        raw_message=tuple(deliveries),
+        body=[delivery.payload for delivery in deliveries],
+        headers=first.headers,
+        batch_headers=[dict(delivery.headers) for delivery in deliveries],
+        content_type=first.content_type,
+        correlation_id=first.correlation_id,
+        message_id=first.message_id,
+    )
+
+
+async def decode_batch(message: StreamMessage[Any]) -> list[Any]:
+    """Each body as its own content type says."""
+    return [await decode_body(await parse_message(delivery)) for delivery in message.raw_message]

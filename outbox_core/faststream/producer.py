@@ -1,0 +1,123 @@
+"""From a publish command to a row: the end of FastStream's publish pipeline.
+
+It never waits but for the database, so a pipeline whose middlewares do not wait either can be driven without an event
+loop (`drive`): that is how a synchronous publish runs the same middlewares.
+"""
+
+import warnings
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar, cast
+
+from faststream.exceptions import FeatureNotSupportedException
+
+from outbox_core.envelope import compose
+from outbox_core.errors import NoTransaction, NotStarted
+from outbox_core.faststream._compat import EMPTY, DefaultCodec, ProducerProto
+from outbox_core.faststream.message import decode_body, parse_message
+from outbox_core.faststream.response import OutboxPublishCommand
+from outbox_core.message import NewMessage
+from outbox_core.store import Store
+
+if TYPE_CHECKING:
+    from outbox_core.faststream.config import OutboxBrokerConfig
+
+T = TypeVar("T")
+TransactionPolicy: TypeAlias = Literal["ignore", "warn", "error"]
+
+_NO_TRANSACTION = (
+    "publish to {queue!r} has no session, so it is not atomic with anything; pass session=… to publish in your "
+    "transaction, or standalone=True if that is what you want"
+)
+
+
+class OutboxProducer(ProducerProto[OutboxPublishCommand]):
+    """Inserts rows through the broker's store."""
+
+    _parser = staticmethod(parse_message)
+    _decoder = staticmethod(decode_body)
+
+    def __init__(self, config: "OutboxBrokerConfig") -> None:
+        self._config = config
+
+    @property
+    def codec(self) -> Any:  # type: ignore[override]  # upstream declares an attribute; ours follows the broker's
+        return self._config.broker_codec or DefaultCodec()
+
+    async def publish(self, cmd: OutboxPublishCommand) -> int | None:
+        return (await self.publish_batch(cmd))[0]
+
+    async def publish_batch(self, cmd: OutboxPublishCommand) -> list[int | None]:
+        self.check_transaction(cmd)
+        messages = await self.compose(cmd)
+        return await self._store.insert(messages, cmd.session) if messages else []
+
+    async def request(self, cmd: OutboxPublishCommand) -> NoReturn:
+        raise FeatureNotSupportedException(
+            "an outbox has no request(): a row is invisible until its transaction commits, so waiting for an answer "
+            "inside it would wait for ever; publish with reply_to=… and subscribe to the answers"
+        )
+
+    @property
+    def _store(self) -> Store:
+        if self._config.store is None:
+            raise NotStarted("this broker has no store; give it an engine, or publish with session=…")
+        return self._config.store
+
+    def check_transaction(self, cmd: OutboxPublishCommand) -> None:
+        """Apply `require_transaction` to a publish without a session."""
+        if cmd.session is not None or cmd.standalone or self._config.require_transaction == "ignore":
+            return
+        text = _NO_TRANSACTION.format(queue=cmd.destination)
+        if self._config.require_transaction == "error":
+            raise NoTransaction(text)
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    async def compose(self, cmd: OutboxPublishCommand) -> list[NewMessage]:
+        """Check and encode everything before anything is sent."""
+        return [await self._compose(cmd, body) for body in cmd.bodies]
+
+    async def _compose(self, cmd: OutboxPublishCommand, body: object) -> NewMessage:
+        return compose(
+            body,
+            cmd.destination,
+            headers=cmd.headers,
+            correlation_id=cmd.correlation_id,
+            reply_to=cmd.reply_to,
+            message_id=cmd.message_id,
+            key=cmd.key,
+            priority=cmd.priority,
+            activate_in=cmd.activate_in,
+            activate_at=cmd.activate_at,
+            timer_id=cmd.timer_id,
+            timer_conflict=cmd.timer_conflict,
+            encoded=await self._encode(body),
+        )
+
+    async def _encode(self, body: object) -> tuple[bytes, str | None] | None:
+        """By the user's codec or serializer, if there is one; the core's encoder otherwise."""
+        config = self._config
+        serializer = config.fd_config.serializer
+        if config.broker_codec is None and serializer in (EMPTY, None):
+            return None
+        return cast("tuple[bytes, str | None]", await self.codec.encode(body, config.fd_config._serializer))
+
+
+class SyncProducer(OutboxProducer):
+    """The same on a synchronous session."""
+
+    async def publish_batch(self, cmd: OutboxPublishCommand) -> list[int | None]:
+        messages = await self.compose(cmd)
+        return self._store.insert_sync(messages, cmd.session) if messages else []
+
+
+def drive(pipeline: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never waits; `NotStarted` if it does, before anything was inserted after it."""
+    try:
+        pipeline.send(None)
+    except StopIteration as done:
+        return cast("T", done.value)
+    pipeline.close()
+    raise NotStarted(
+        "a publish middleware or codec waited for something, which a synchronous publish cannot; "
+        "use await broker.publish(...) or a middleware that does not wait"
+    )

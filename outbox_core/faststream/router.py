@@ -1,0 +1,62 @@
+"""Endpoints collected without a broker, to be included into one, with a prefix if wanted."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Unpack
+
+from faststream.middlewares import AckPolicy
+
+from outbox_core.faststream._compat import EMPTY, ArgsContainer, BrokerRouter, SubscriberRoute
+from outbox_core.faststream.config import OutboxBrokerConfig
+from outbox_core.faststream.registrator import OutboxRegistrator
+from outbox_core.options import SubscriberOptions
+
+
+class OutboxPublisherArgs(ArgsContainer):
+    """A publisher of an `OutboxRoute`, as arguments of `router.publisher`."""
+
+
+class OutboxRoute(SubscriberRoute):
+    """A handler with its subscriber's arguments, for `OutboxRouter(handlers=[...])`."""
+
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        queues: str | Sequence[str],
+        *,
+        publishers: Iterable[OutboxPublisherArgs] = (),
+        **options: Unpack[SubscriberOptions],
+    ) -> None:
+        super().__init__(call, queues, publishers=publishers, **options)
+
+
+class OutboxRouter(OutboxRegistrator, BrokerRouter[Any, OutboxBrokerConfig]):
+    """Collects endpoints; `broker.include_router(router)` gives them a database."""
+
+    def __init__(
+        self,
+        prefix: str = "",
+        handlers: Iterable[OutboxRoute] = (),
+        *,
+        dependencies: Sequence[Any] = (),
+        middlewares: Sequence[Any] = (),
+        routers: Iterable["OutboxRouter"] = (),
+        parser: Any = None,
+        decoder: Any = None,
+        codec: Any = None,
+        ack_policy: AckPolicy = EMPTY,
+        include_in_schema: bool | None = None,
+    ) -> None:
+        super().__init__(
+            config=OutboxBrokerConfig(
+                prefix=prefix,
+                broker_dependencies=dependencies,
+                broker_middlewares=middlewares,
+                broker_parser=parser,
+                broker_decoder=decoder,
+                broker_codec=codec,
+                ack_policy=ack_policy,
+                include_in_schema=include_in_schema,
+            ),
+            handlers=handlers,
+            routers=routers,
+        )

@@ -1,0 +1,186 @@
+"""A subscriber: FastStream's own consume pipeline as the handler of one consumer of the engine.
+
+    Delivery --process_message (upstream's)--> vote | exception --> engine
+
+Nothing of the pipeline is copied here; what FastStream changes about middlewares, parsing or dependencies holds for us on
+the day it is released.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import wraps
+from inspect import iscoroutinefunction
+from typing import Any, cast
+
+from faststream.exceptions import FeatureNotSupportedException, StopConsume
+from faststream.message import StreamMessage
+from faststream.middlewares import AckPolicy
+from faststream.specification.asyncapi.utils import resolve_payloads
+from faststream.specification.schema import Message, Operation, SubscriberSpec
+
+from outbox_core.errors import NotStarted
+from outbox_core.faststream._compat import CallsCollection, SubscriberSpecification, SubscriberUsecase
+from outbox_core.faststream.config import (
+    OutboxBrokerConfig,
+    OutboxSubscriberConfig,
+    OutboxSubscriberSpecificationConfig,
+)
+from outbox_core.faststream.message import decode_batch, decode_body, parse_batch, parse_message
+from outbox_core.faststream.publisher import ReplyPublisher
+from outbox_core.faststream.response import OutboxResponse
+from outbox_core.message import Delivery
+from outbox_core.slots import Consumer
+
+
+class OutboxSubscriberSpecification(SubscriberSpecification[Any, OutboxSubscriberSpecificationConfig]):
+    """How a subscriber appears in the AsyncAPI document: a channel for each queue."""
+
+    @property
+    def channel_labels(self) -> list[str]:
+        return [f"{self._outer_config.prefix}{queue}" for queue in self.config.queues]
+
+    def get_schema(self) -> dict[str, SubscriberSpec]:
+        payload = resolve_payloads(self.get_payloads())
+        several = len(self.channel_labels) > 1
+        channels = {}
+        for queue in self.channel_labels:
+            name = self._channel_key(queue, split=several)
+            channels[name] = SubscriberSpec(
+                address=queue,
+                description=self.description,
+                operation=Operation(message=Message(title=f"{name}:Message", payload=payload), bindings=None),
+                bindings=None,
+            )
+        return channels
+
+
+class OutboxSubscriber(SubscriberUsecase[Any]):
+    """Consumes one queue or several."""
+
+    _outer_config: OutboxBrokerConfig
+
+    def __init__(
+        self,
+        config: OutboxSubscriberConfig,
+        specification: OutboxSubscriberSpecification,
+        calls: CallsCollection[Any],
+    ) -> None:
+        self.options = config.options
+        config.parser = parse_batch if self.options.batch else parse_message
+        config.decoder = decode_batch if self.options.batch else decode_body
+        super().__init__(config, cast("Any", specification), calls)  # upstream's generics are invariant
+        self._propagate = config.propagate_inbound_headers
+        self._consumer: Consumer | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._call_decorators = (self._publish_chosen_response,)
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues with the prefixes of the routers around them."""
+        return tuple(f"{self._outer_config.prefix}{queue}" for queue in self.options.queues)
+
+    # Life
+
+    async def start(self) -> None:
+        """Begin to consume; does nothing if it does already."""
+        if self._consumer is not None:
+            return
+        worker = self._outer_config.worker
+        if worker is None:
+            raise NotStarted(
+                f"subscriber of {', '.join(self.queues)} has no database; create the broker with an engine"
+            )
+        await worker.start()
+        await super().start()
+        # Records for each message are at the broker's log_level; that it starts is worth INFO.
+        self._log(logging.INFO, f"`{self.specification.call_name}` waiting for messages", self.get_log_context(None))
+        policy = self.ack_policy
+        consumer = Consumer(
+            self.options if self.queues == self.options.queues else self._prefixed_options(),
+            self._handle,
+            silence="retry" if policy is AckPolicy.MANUAL else "ack",
+            ack_first=policy is AckPolicy.ACK_FIRST,
+            context=self._outer_config.slot_context,
+        )
+        worker.add(consumer)
+        self._consumer = consumer
+        self._post_start()
+
+    def _prefixed_options(self) -> Any:
+        from dataclasses import replace
+
+        return replace(self.options, queues=self.queues)
+
+    async def stop(self) -> None:
+        """Drain: give back what has not begun, and wait for the rest up to the broker's `graceful_timeout`."""
+        consumer, self._consumer = self._consumer, None
+        self.running = False
+        if consumer is not None and self._outer_config.worker is not None:
+            await self._outer_config.worker.remove(consumer, timeout=self._outer_config.graceful_timeout or 0)
+
+    # Handling
+
+    async def _handle(self, batch: Sequence[Delivery]) -> None:
+        try:
+            await self.process_message(batch if self.options.batch else batch[0])
+        except StopConsume:
+            self._stop_soon()
+        except SystemExit:
+            self._stop_soon()
+            if app := self._outer_config.context.get("app"):
+                app.exit()
+
+    def _stop_soon(self) -> None:
+        """From outside: a slot that waited for its own end would wait for ever."""
+        if self._stopping is None or self._stopping.done():
+            self._stopping = asyncio.create_task(self.stop())
+
+    def _publish_chosen_response(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Publish an `OutboxResponse` that names its queue, before the handler's dependencies are closed."""
+        if not iscoroutinefunction(call):
+            return call
+
+        @wraps(call)
+        async def publishing(*args: Any, **kwargs: Any) -> Any:
+            result = await call(*args, **kwargs)
+            if isinstance(result, OutboxResponse) and result.queue:
+                await self._publish_reply(result)
+            return result
+
+        return publishing
+
+    async def _publish_reply(self, response: OutboxResponse) -> None:
+        context = self._outer_config.context
+        message: StreamMessage[Any] | None = context.get_local("message")
+        command = response.as_publish_command()
+        if message is not None:
+            command.correlation_id = command.correlation_id or message.correlation_id
+        publish: Callable[[Any], Awaitable[Any]] = self._outer_config.producer.publish
+        for middleware in self._broker_middlewares[::-1]:
+            publish = _scoped(middleware(None, context=context), publish)
+        await publish(command)
+
+    def _make_response_publisher(self, message: StreamMessage[Any]) -> Iterable[Any]:
+        return (ReplyPublisher(self._outer_config.producer, message.reply_to),)  # type: ignore[arg-type]  # ours
+
+    # Pulling
+
+    async def get_one(self, *, timeout: float = 5) -> StreamMessage[Any] | None:
+        raise FeatureNotSupportedException("get_one() is not available yet; use a handler, or fetch_unprocessed()")
+
+    def __aiter__(self) -> AsyncIterator[StreamMessage[Any]]:
+        raise FeatureNotSupportedException("iterating is not available yet; use a handler, or fetch_unprocessed()")
+
+    def get_log_context(self, message: StreamMessage[Any] | None) -> dict[str, str]:
+        raw = None if message is None else message.raw_message
+        first = raw[0] if isinstance(raw, Sequence) else raw
+        queue = ",".join(self.queues) if first is None else first.queue
+        return {"queue": queue, "message_id": getattr(message, "message_id", "")}
+
+
+def _scoped(middleware: Any, publish: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    async def scoped(command: Any) -> Any:
+        return await middleware.publish_scope(publish, command)
+
+    return scoped

@@ -1,0 +1,87 @@
+"""One link that is made again whenever it breaks.
+
+A worker has two: the claimer's, and one on which the settler writes and leases are extended. Calls on one link wait for
+each other. Any error makes the link suspect, so it is dropped; who called decides whether to call again after `pause`.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TypeVar
+
+from outbox_core.events import ConnectionLost, ConnectionRestored, Observer
+from outbox_core.store import Link, Store
+
+T = TypeVar("T")
+logger = logging.getLogger("outbox")
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 1.0
+
+
+class LinkDown(Exception):
+    """The call failed and its link is gone; the cause is attached."""
+
+
+class LinkKeeper:
+    """Calls functions with a working link."""
+
+    def __init__(self, role: str, store: Store, observe: Observer) -> None:
+        self._role = role
+        self._store = store
+        self._observe = observe
+        self._lock = asyncio.Lock()
+        self._link: Link | None = None
+        self._down_since: float | None = None
+        self._pause = FIRST_PAUSE
+        self.last_success = monotonic()
+
+    async def connect(self) -> None:
+        """Make the first link; raises what the store raises, so that a start fails loudly."""
+        self._link = await self._store.connect()
+
+    async def call(self, use: Callable[[Link], Awaitable[T]]) -> T:
+        """The result of *use*, or `LinkDown` after the link was closed."""
+        async with self._lock:
+            try:
+                if self._link is None:
+                    self._link = await self._store.connect()
+                result = await use(self._link)
+            except Exception as error:
+                await self._drop(error)
+                raise LinkDown(str(error)) from error
+            except BaseException:  # cancelled half-way: nobody knows what the connection is waiting for
+                await self._drop(None)
+                raise
+        self._works()
+        return result
+
+    async def pause(self) -> None:
+        """Wait before calling again: 0.1 s, doubled up to 1 s, with jitter so that a fleet does not return as one."""
+        await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311  no secret
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    async def close(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+
+    async def _drop(self, error: Exception | None) -> None:
+        link, self._link = self._link, None
+        if error is not None and self._down_since is None:
+            self._down_since = monotonic()
+            logger.warning("lost the %s connection to %s (%r); connecting again", self._role, self._store.name, error)
+            self._observe(ConnectionLost(self._role, error))
+        if link is not None:
+            await link.close()
+
+    def _works(self) -> None:
+        self.last_success = monotonic()
+        if self._down_since is None:
+            return
+        seconds = self.last_success - self._down_since
+        self._down_since, self._pause = None, FIRST_PAUSE
+        logger.info("the %s connection to %s works again after %.1f s", self._role, self._store.name, seconds)
+        self._observe(ConnectionRestored(self._role, seconds))

@@ -1,0 +1,408 @@
+"""The port in a dictionary: the reference reading of what every store does, and what tests use.
+
+One process, one event loop, no I/O. The clock is an argument, so a lease ends when a test says so. A transaction
+(`store.begin()`) sees nothing of its own until it commits, which is all that publishing needs.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from uuid import UUID, uuid4
+
+from outbox_core.errors import WrongType
+from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
+from outbox_core.outcome import Ack, DeadLetter, Release, Retry
+from outbox_core.store import Armed, Band, Difference, Settlement, Survey, Want
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    id: int
+    message: NewMessage
+    created_at: datetime
+    due_at: datetime
+    token: UUID | None = None
+    leased_until: datetime | None = None
+    deliveries: int = 0
+    attempts: int = 0
+    first_attempt_at: datetime | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class MemoryDeadLetter:
+    """A dead letter as the memory store keeps it."""
+
+    id: int
+    row: _Row
+    reason: str
+    error: str | None
+    failed_at: datetime
+    worker: str
+
+    @property
+    def message(self) -> NewMessage:
+        return self.row.message
+
+
+class MemoryTransaction:
+    """Messages that exist when it commits."""
+
+    def __init__(self, store: "MemoryStore") -> None:
+        self._store = store
+        self._pending: list[Callable[[], object]] = []
+
+    def add(self, change: Callable[[], object]) -> None:
+        self._pending.append(change)
+
+    def commit(self) -> None:
+        """Let everything published in it exist, in order."""
+        pending, self._pending = self._pending, []
+        for change in pending:
+            change()
+
+    def rollback(self) -> None:
+        """Forget it."""
+        self._pending.clear()
+
+
+class MemoryStore:
+    """`Store` without a database. Lost with the process."""
+
+    name = "memory"
+
+    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._clock = clock
+        self._ids = count(1)
+        self._rows: dict[int, _Row] = {}
+        self._dead: dict[int, MemoryDeadLetter] = {}
+        self._paused: set[str] = set()
+        self._listeners: list[Callable[[str], None]] = []
+
+    @contextmanager
+    def begin(self) -> Iterator[MemoryTransaction]:
+        """A transaction that commits on a normal exit and rolls back on an exception."""
+        transaction = MemoryTransaction(self)
+        try:
+            yield transaction
+        except BaseException:
+            transaction.rollback()
+            raise
+        transaction.commit()
+
+    @property
+    def dead_letters(self) -> list[MemoryDeadLetter]:
+        """By id, oldest first."""
+        return list(self._dead.values())
+
+    # Publishing
+
+    async def insert(self, messages: Sequence[NewMessage], session: object | None) -> list[int | None]:
+        return self.insert_sync(messages, session)
+
+    def insert_sync(self, messages: Sequence[NewMessage], session: object | None) -> list[int | None]:
+        if session is None:
+            return [self._insert(message, next(self._ids)) for message in messages]
+        transaction = _transaction(session)
+        ids: list[int | None] = []
+        for message in messages:
+            id = next(self._ids)
+            transaction.add(lambda message=message, id=id: self._insert(message, id))  # type: ignore[misc]
+            ids.append(None if self._conflicting(message) and message.timer_conflict == "ignore" else id)
+        return ids
+
+    def _insert(self, message: NewMessage, id: int) -> int | None:
+        if (existing := self._conflicting(message)) is not None:
+            return self._resolve(existing, message)
+        now = self._clock()
+        self._rows[id] = _Row(id=id, message=message, created_at=now, due_at=self._due(message))
+        self._tell(message.queue)
+        return id
+
+    def _due(self, message: NewMessage) -> datetime:
+        return message.available_at or self._clock() + timedelta(seconds=message.delay or 0)
+
+    def _conflicting(self, message: NewMessage) -> _Row | None:
+        for row in self._rows.values():
+            if row.message.message_id == message.message_id:
+                return row
+            if message.timer_id is not None and _timer(row.message) == _timer(message):
+                return row
+        return None
+
+    def _resolve(self, row: _Row, message: NewMessage) -> int | None:
+        if message.timer_conflict == "ignore" or self._leased(row):
+            return None
+        due = self._due(message)
+        if message.timer_conflict == "replace" or due > row.due_at:
+            row.message = replace(message, message_id=row.message.message_id)
+            row.due_at, row.attempts = due, 0
+        return row.id
+
+    async def cancel_timer(self, queue: str, timer_id: str, session: object | None) -> bool:
+        for row in self._rows.values():
+            if _timer(row.message) == (queue, timer_id) and not self._leased(row):
+                self._change(session, lambda: self._rows.pop(row.id, None))
+                return True
+        return False
+
+    # Operating
+
+    async def fetch_unprocessed(self, queue: str | None, limit: int, session: object | None) -> list[PendingMessage]:
+        rows = [row for row in self._rows.values() if queue in (None, row.message.queue)]
+        return [self._pending(row) for row in rows[:limit]]
+
+    def _pending(self, row: _Row) -> PendingMessage:
+        return PendingMessage(
+            id=row.id,
+            message_id=row.message.message_id,
+            queue=row.message.queue,
+            key=row.message.key,
+            payload=row.message.payload,
+            headers=json.loads(row.message.headers),
+            priority=row.message.priority,
+            timer_id=row.message.timer_id,
+            attempts_count=row.attempts,
+            deliveries_count=row.deliveries,
+            created_at=row.created_at,
+            next_attempt_at=row.due_at,
+            leased=self._leased(row),
+            failure_reason=None,
+        )
+
+    async def redrive(
+        self,
+        *,
+        queue: str | None,
+        ids: Sequence[int] | None,
+        reason: str | None,
+        limit: int | None,
+        dry_run: bool,
+        session: object | None,
+    ) -> int:
+        picked = [
+            letter
+            for letter in self._dead.values()
+            if queue in (None, letter.message.queue)
+            and reason in (None, letter.reason)
+            and (ids is None or letter.id in ids)
+        ][:limit]
+        if not dry_run:
+            self._change(session, lambda: self._put_back(picked))
+        return len(picked)
+
+    def _put_back(self, letters: Iterable[MemoryDeadLetter]) -> None:
+        for letter in letters:
+            if self._dead.pop(letter.id, None) is not None:
+                self._insert(replace(letter.message, timer_id=None, delay=None, available_at=None), next(self._ids))
+
+    async def purge_dead_letters(
+        self, older_than: timedelta, queue: str | None, limit: int, session: object | None
+    ) -> int:
+        before = self._clock() - older_than
+        old = [
+            id
+            for id, letter in self._dead.items()
+            if letter.failed_at < before and queue in (None, letter.message.queue)
+        ]
+        for id in old[:limit]:
+            self._change(session, lambda id=id: self._dead.pop(id, None))  # type: ignore[misc]
+        return len(old[:limit])
+
+    async def stats(self) -> OutboxStats:
+        names = {row.message.queue for row in self._rows.values()} | self._paused
+        names |= {letter.message.queue for letter in self._dead.values()}
+        return OutboxStats({queue: self._queue_stats(queue) for queue in sorted(names)})
+
+    def _queue_stats(self, queue: str) -> QueueStats:
+        now = self._clock()
+        rows = [row for row in self._rows.values() if row.message.queue == queue]
+        ready = [row for row in rows if not self._leased(row) and row.due_at <= now]
+        leased = sum(self._leased(row) for row in rows)
+        return QueueStats(
+            queue=queue,
+            ready=len(ready),
+            scheduled=len(rows) - len(ready) - leased,
+            leased=leased,
+            dead=sum(letter.message.queue == queue for letter in self._dead.values()),
+            oldest_age=(now - min(row.due_at for row in ready)).total_seconds() if ready else None,
+            paused=queue in self._paused,
+        )
+
+    async def set_paused(self, queue: str, paused: bool, session: object | None) -> None:
+        self._change(session, lambda: (self._paused.add if paused else self._paused.discard)(queue))
+
+    async def differences(self) -> Mapping[str, Sequence[Difference]]:
+        return {}
+
+    # Working
+
+    async def connect(self) -> "MemoryLink":
+        return MemoryLink(self)
+
+    async def listen(self, heard: Callable[[str], None]) -> "MemoryListener":
+        self._listeners.append(heard)
+        return MemoryListener(self, heard)
+
+    def _tell(self, payload: str) -> None:
+        for heard in [*self._listeners]:
+            heard(payload)
+
+    def _leased(self, row: _Row) -> bool:
+        return row.leased_until is not None and row.leased_until > self._clock()
+
+    def _change(self, session: object | None, change: Callable[[], object]) -> None:
+        if session is None:
+            change()
+        else:
+            _transaction(session).add(change)
+
+
+class MemoryLink:
+    """`Link` on the store's dictionary."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
+        token, now = uuid4(), self._store._clock()
+        claimed: list[Delivery] = []
+        for want in wants:
+            for row in self._due_rows(want, now)[: min(want.limit, total - len(claimed))]:
+                claimed.append(self._lease(row, token, now, lease))
+        return claimed
+
+    def _due_rows(self, want: Want, now: datetime) -> list[_Row]:
+        rows = [
+            row
+            for row in self._store._rows.values()
+            if (row.message.queue, row.message.priority) == (want.band.queue, want.band.priority)
+            and (want.since or row.due_at) <= row.due_at <= now
+            and not self._store._leased(row)
+        ]
+        return sorted(rows, key=lambda row: (row.due_at, row.id))
+
+    def _lease(self, row: _Row, token: UUID, now: datetime, lease: float) -> Delivery:
+        suspect = row.token is not None
+        row.token, row.leased_until = token, now + timedelta(seconds=lease)
+        return Delivery(
+            id=row.id,
+            message_id=row.message.message_id,
+            queue=row.message.queue,
+            key=row.message.key,
+            payload=row.message.payload,
+            headers=json.loads(row.message.headers),
+            priority=row.message.priority,
+            attempts=row.attempts,
+            deliveries=row.deliveries,
+            created_at=row.created_at,
+            first_attempt_at=row.first_attempt_at,
+            due_at=row.due_at,
+            claimed_at=now,
+            token=token,
+            suspect=suspect,
+        )
+
+    async def survey(self, queues: Sequence[str]) -> Survey:
+        now = self._store._clock()
+        rows = [row for row in self._store._rows.values() if row.message.queue in queues]
+        bands = sorted({(row.message.queue, -row.message.priority) for row in rows})
+        dues = [row.due_at for row in rows if row.token is None and row.due_at > now - timedelta(seconds=1)]
+        return Survey(
+            bands=tuple(Band(queue, -priority) for queue, priority in bands),
+            due_in=(min(dues) - now).total_seconds() if dues else None,
+            paused=frozenset(self._store._paused.intersection(queues)),
+        )
+
+    async def arm(self, queues: Sequence[str]) -> Armed:
+        return "armed"
+
+    async def disarm(self) -> None:
+        pass
+
+    async def begin(self, delivery: Delivery) -> bool:
+        row = self._held(delivery)
+        if row is not None:
+            row.deliveries += 1
+        return row is not None
+
+    async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
+        ours = [row for delivery in deliveries if (row := self._held(delivery)) is not None]
+        for row in ours:
+            row.leased_until = self._store._clock() + timedelta(seconds=lease)
+        return {row.id for row in ours}
+
+    async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
+        ours = set()
+        for settlement in settlements:
+            row = self._held(settlement.delivery)
+            if row is not None:
+                self._settle(row, settlement, worker)
+                ours.add(row.id)
+        return ours
+
+    def _settle(self, row: _Row, settlement: Settlement, worker: str) -> None:
+        now = self._store._clock()
+        begun = 0 if settlement.delivery.begun else 1
+        match settlement.outcome:
+            case Ack():
+                del self._store._rows[row.id]
+            case Release():
+                row.token = row.leased_until = None
+            case Retry(delay, failed):
+                row.token = row.leased_until = None
+                row.due_at = now + timedelta(seconds=delay)
+                row.deliveries += begun
+                if failed:
+                    row.attempts += 1
+                    row.first_attempt_at = row.first_attempt_at or now
+            case DeadLetter(reason, error):
+                if reason != "max_deliveries":
+                    row.deliveries += begun
+                    row.attempts += 1
+                del self._store._rows[row.id]
+                id = next(self._store._ids)
+                self._store._dead[id] = MemoryDeadLetter(
+                    id=id, row=row, reason=reason, error=error, failed_at=now, worker=worker
+                )
+
+    def _held(self, delivery: Delivery) -> _Row | None:
+        row = self._store._rows.get(delivery.id)
+        return row if row is not None and row.token == delivery.token else None
+
+    async def notify(self, payload: str) -> None:
+        self._store._tell(payload)
+
+    async def ping(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class MemoryListener:
+    """`Listener` on the store's own calls."""
+
+    def __init__(self, store: MemoryStore, heard: Callable[[str], None]) -> None:
+        self._store = store
+        self._heard = heard
+
+    async def closed(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        if self._heard in self._store._listeners:
+            self._store._listeners.remove(self._heard)
+
+
+def _transaction(session: object) -> MemoryTransaction:
+    if not isinstance(session, MemoryTransaction):
+        raise WrongType("session", "a MemoryTransaction or None", session, "use store.begin()")
+    return session
+
+
+def _timer(message: NewMessage) -> tuple[str, str] | None:
+    return None if message.timer_id is None else (message.queue, message.timer_id)

@@ -1,0 +1,117 @@
+"""A message on its way in (`NewMessage`) and on its way out (`Delivery`).
+
+A delivery is one claim of one row. Handlers see it through their framework's message; what they vote is recorded here and
+written later, many at a time. The first vote stands.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, TypeAlias
+from uuid import UUID
+
+from outbox_core.outcome import Vote
+
+TimerConflict: TypeAlias = Literal["ignore", "extend", "replace"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewMessage:
+    """An encoded, checked message that a store can insert as it is.
+
+    `delay`: seconds from the statement's time on the database's clock; `available_at`: an instant; neither: at once.
+    """
+
+    message_id: UUID
+    queue: str
+    payload: bytes
+    headers: str
+    key: str | None = None
+    priority: int = 0
+    delay: float | None = None
+    available_at: datetime | None = None
+    timer_id: str | None = None
+    timer_conflict: TimerConflict = "ignore"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Delivery:
+    """A row that is ours until its lease ends.
+
+    `attempts` and `deliveries` are what the row says: handler runs that failed, and handler runs that had begun, before
+    this one. `claimed_at` is the database's time of the claim. `suspect` marks a row whose last owner went away without
+    a word: its handler may be what killed it. `lease_ends` is in seconds of this process's monotonic clock and is only
+    used to stop trusting the lease early, never to extend it.
+    """
+
+    id: int
+    message_id: UUID
+    queue: str
+    key: str | None
+    payload: bytes
+    headers: Mapping[str, str]
+    priority: int
+    attempts: int
+    deliveries: int
+    created_at: datetime
+    first_attempt_at: datetime | None
+    due_at: datetime
+    claimed_at: datetime
+    token: UUID
+    suspect: bool = False
+    lease_ends: float = 0.0
+    begun: bool = field(default=False, init=False)  # counted in the row before its handler started
+    lease_lost: bool = field(default=False, init=False)
+    vote: Vote | None = field(default=None, init=False)
+
+    def cast(self, vote: Vote) -> bool:
+        """Record *vote* unless there is one already; say whether it was taken."""
+        if self.vote is not None:
+            return False
+        self.vote = vote
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingMessage:
+    """A row as a look without a lease sees it. Times are the database's and aware."""
+
+    id: int
+    message_id: UUID
+    queue: str
+    key: str | None
+    payload: bytes
+    headers: Mapping[str, str]
+    priority: int
+    timer_id: str | None
+    attempts_count: int
+    deliveries_count: int
+    created_at: datetime
+    next_attempt_at: datetime
+    leased: bool
+    failure_reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStats:
+    """One queue at one moment. `oldest_age` is in seconds, of the oldest message that is due; None if none is."""
+
+    queue: str
+    ready: int = 0
+    scheduled: int = 0
+    leased: int = 0
+    blocked_keys: int = 0
+    dead: int = 0
+    oldest_age: float | None = None
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxStats:
+    """All queues that have rows, dead letters or a pause, by name."""
+
+    queues: Mapping[str, QueueStats]
+
+    def __getitem__(self, queue: str) -> QueueStats:
+        """The queue's figures; zeros for a queue that has nothing."""
+        return self.queues.get(queue, QueueStats(queue=queue))

@@ -1,0 +1,102 @@
+"""What a subscriber may be told, declared once: defaults, units and checks.
+
+Adapters take the same options as keyword arguments (`**options: Unpack[SubscriberOptions]`) and build one
+`ConsumerOptions` of them, which raises where the traceback points at the user's line.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import TypedDict
+
+from outbox_core.envelope import check_queue
+from outbox_core.errors import OptionError, WrongType
+from outbox_core.retry import RetryStrategy, default_retry
+
+MAX_WORKERS = 1_000
+MAX_RECORDS = 10_000
+
+
+class SubscriberOptions(TypedDict, total=False):
+    """The keyword arguments of `@broker.subscriber(...)` that belong to the engine; see `ConsumerOptions`."""
+
+    max_workers: int
+    retry_strategy: RetryStrategy | None
+    max_deliveries: int | None
+    lease_ttl_seconds: float
+    prefetch: int | None
+    min_fetch_interval: float
+    max_fetch_interval: float
+    batch: bool
+    max_records: int
+    handler_timeout: float | None
+    cancel_on_lease_lost: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsumerOptions:
+    """One subscriber's part of the engine.
+
+    `max_workers`: handlers that run at once. `max_deliveries`: handler starts after which a message is dead even if none
+    of them reported a failure, None for no limit. `lease_ttl_seconds`: how long a dead worker's messages wait; a live one
+    extends its leases, so handlers may take longer. `prefetch`: messages held in advance, None to follow the handlers'
+    speed. `min_fetch_interval` and `max_fetch_interval`: seconds between polls while nothing is heard or found.
+    `batch`: the handler takes a list of up to `max_records`. `handler_timeout`: seconds after which a handler run is
+    cancelled and counts as failed, None for no limit. `cancel_on_lease_lost`: cancel a handler whose message has gone to
+    another worker.
+    """
+
+    queues: tuple[str, ...]
+    max_workers: int = 1
+    retry_strategy: RetryStrategy = field(default_factory=default_retry)
+    max_deliveries: int | None = 20
+    lease_ttl_seconds: float = 30.0
+    prefetch: int | None = None
+    min_fetch_interval: float = 0.05
+    max_fetch_interval: float = 1.0
+    batch: bool = False
+    max_records: int = 100
+    handler_timeout: float | None = None
+    cancel_on_lease_lost: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.queues:
+            raise OptionError("subscriber needs at least one queue, got none")
+        for queue in self.queues:
+            check_queue(queue)
+        if len(set(self.queues)) < len(self.queues):
+            raise OptionError(f"queues must be different from each other, got {list(self.queues)!r}")
+        _check_int("max_workers", self.max_workers, 1, MAX_WORKERS)
+        _check_int("max_records", self.max_records, 1, MAX_RECORDS)
+        if self.max_deliveries is not None:
+            _check_int("max_deliveries", self.max_deliveries, 1, 1_000_000)
+        if self.prefetch is not None:
+            _check_int("prefetch", self.prefetch, 1, MAX_RECORDS)
+        _check_seconds("lease_ttl_seconds", self.lease_ttl_seconds, 1.0, 3_600.0)
+        _check_seconds("min_fetch_interval", self.min_fetch_interval, 0.001, 3_600.0)
+        _check_seconds("max_fetch_interval", self.max_fetch_interval, self.min_fetch_interval, 3_600.0)
+        if self.handler_timeout is not None:
+            _check_seconds("handler_timeout", self.handler_timeout, 0.001, 86_400.0)
+        if not isinstance(self.retry_strategy, RetryStrategy):
+            raise WrongType("retry_strategy", "a retry strategy such as ExponentialRetry()", self.retry_strategy)
+
+    @classmethod
+    def of(cls, queues: str | Sequence[str], options: SubscriberOptions) -> "ConsumerOptions":
+        """From what a decorator was called with; a retry strategy of None means the default."""
+        names = (queues,) if isinstance(queues, str) else tuple(queues)
+        given = {name: value for name, value in options.items() if name != "retry_strategy" or value is not None}
+        return cls(queues=names, **given)  # type: ignore[arg-type]  # the TypedDict lists the same types
+
+
+def _check_int(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise WrongType(name, "an int", value)
+    if not least <= value <= most:
+        raise OptionError(f"{name} must be between {least:,} and {most:,}, got {value:,}")
+
+
+def _check_seconds(name: str, value: object, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise WrongType(name, "a number of seconds", value)
+    if not isfinite(value) or not least <= value <= most:
+        raise OptionError(f"{name} must be between {least:g} and {most:g} seconds, got {value!r}")

@@ -1,0 +1,311 @@
+"""The slots of one subscriber: long-lived tasks that take deliveries from a buffer and run its handler.
+
+    buffer --next--> slot --handle--> decide --put--> settler
+
+A task a message, or a queue with locks, would cost more than everything else here; so a slot is a loop, and it yields by
+itself when its handler never waits.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from time import monotonic, perf_counter
+from typing import TypeAlias
+
+from outbox_core.dispatch import Silence, decide, refuse
+from outbox_core.events import Handled, Observer
+from outbox_core.message import Delivery
+from outbox_core.options import ConsumerOptions
+from outbox_core.outcome import Ack, Release
+from outbox_core.settler import Settler
+
+logger = logging.getLogger("outbox")
+
+Handler: TypeAlias = Callable[[Sequence[Delivery]], Awaitable[object]]
+SlotContext: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]
+
+AHEAD = 0.1  # seconds of work that are claimed in advance
+MAX_AHEAD = 500  # messages
+YIELD_EVERY = 0.005  # seconds that handlers which never wait may keep the loop
+
+
+class Isolation:
+    """Lets a suspect, whose last owner went away without a word, run alone in the process.
+
+    If it takes the process down, nobody else is to blame. It waits for the others at most *patience* seconds, and holds
+    them up no longer than that: what has run so long without killing anybody is no killer.
+    """
+
+    def __init__(self, patience: float = 30.0) -> None:
+        self._patience = patience
+        self._turn = asyncio.Lock()
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    async def enter(self) -> None:
+        while not self._gate.is_set():
+            await self._gate.wait()
+        self._running += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._turn:
+            self._gate.clear()
+            try:
+                async with asyncio.timeout(self._patience):
+                    await self._idle.wait()
+            except TimeoutError:
+                pass
+            reopen = asyncio.get_running_loop().call_later(self._patience, self._gate.set)
+            self._running += 1
+            try:
+                yield
+            finally:
+                self._running -= 1
+                reopen.cancel()
+                self._gate.set()
+
+
+class Consumer:
+    """One subscriber: options, handler, buffer and slots.
+
+    `handle` runs the handler on one delivery, or on a batch, and raises what it raised. `context` is entered once for
+    each slot and lives as long (a thread and a connection of its own, say). `ack_first` completes a message before its
+    handler runs: at most once.
+    """
+
+    def __init__(
+        self,
+        options: ConsumerOptions,
+        handle: Handler,
+        *,
+        silence: Silence = "ack",
+        ack_first: bool = False,
+        context: SlotContext = nullcontext,
+    ) -> None:
+        self.options = options
+        self.more = True  # whether the last claim left messages behind
+        self._handle = handle
+        self._silence: Silence = silence
+        self._ack_first = ack_first
+        self._context = context
+        self._buffer: deque[Delivery] = deque()
+        self._running: dict[Delivery, float] = {}
+        self._cuts: dict[Delivery, asyncio.Timeout] = {}
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._seconds: float | None = None  # of a handler run, moving average
+        self.completed = 0
+
+    # Life
+
+    def start(
+        self, settler: Settler, isolation: Isolation, *, observe: Observer | None, need: Callable[[], None]
+    ) -> None:
+        """Start the slots. *need* is called when there is room for more and the last claim left some behind."""
+        self._settler = settler
+        self._isolation = isolation
+        self._observe = observe
+        self._need = need
+        self._stopping = False
+        self._tasks = [asyncio.create_task(self._slot()) for _ in range(self.options.max_workers)]
+
+    async def stop(self, timeout: float) -> tuple[int, int]:
+        """Give back what has not begun, wait for the rest up to *timeout* seconds, then cancel it.
+
+        How many were given back, and how many handlers were cut.
+        """
+        self._stopping = True
+        released = self.give_back()
+        self._wake_all()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+        cut = len(self._running)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        return released, cut
+
+    # The buffer
+
+    @property
+    def in_hand(self) -> int:
+        return len(self._buffer) + len(self._running)
+
+    def room(self) -> int:
+        """How many more messages the slots will start within the next moment, at least the idle slots."""
+        if self._stopping:
+            return 0
+        return max(0, self._target() - len(self._buffer))
+
+    def wants_more(self) -> bool:
+        """Whether it is worth a claim: a slot would go idle, or half of what is held in advance is gone."""
+        return len(self._buffer) * 2 <= self._target() and self.room() > 0
+
+    def _target(self) -> int:
+        slots = self.options.max_workers * (self.options.max_records if self.options.batch else 1)
+        idle = max(0, slots - len(self._running))
+        if self.options.prefetch is not None:
+            return self.options.prefetch
+        if self._seconds is None:
+            return idle
+        # What all slots are stuck in says more than the average of what they had before.
+        if idle == 0 and perf_counter() - max(self._running.values()) > AHEAD:
+            return 0
+        return idle + min(int(AHEAD / max(self._seconds, 1e-6) * self.options.max_workers), MAX_AHEAD)
+
+    def add(self, deliveries: Sequence[Delivery]) -> None:
+        """Hand over claimed deliveries, in order."""
+        self._buffer.extend(deliveries)
+        if self._stopping:
+            self.give_back()
+        for _ in range(min(len(deliveries), len(self._waiting))):
+            self._wake_one()
+
+    def give_back(self) -> int:
+        """Release everything that has not begun."""
+        released = len(self._buffer)
+        while self._buffer:
+            self._settler.put(self._buffer.popleft(), Release())
+        if released:
+            self._settler.hurry()
+        return released
+
+    def lost(self, delivery: Delivery) -> None:
+        """The lease of *delivery* is over: drop it if it has not begun, cut its handler if that was asked for."""
+        if delivery in self._buffer:
+            self._buffer.remove(delivery)
+        if self.options.cancel_on_lease_lost and (cut := self._cuts.get(delivery)) is not None:
+            cut.reschedule(asyncio.get_running_loop().time())
+
+    # The slots
+
+    async def _slot(self) -> None:
+        yielded = perf_counter()
+        async with self._context():
+            while (batch := await self._next()) is not None:
+                await self._deliver(batch)
+                if (now := perf_counter()) - yielded > YIELD_EVERY:
+                    await asyncio.sleep(0)
+                    yielded = now
+                if self.more and self.wants_more():
+                    self._need()
+
+    async def _next(self) -> list[Delivery] | None:
+        while not self._buffer:
+            if self._stopping:
+                return None
+            if not self._isolation.running:
+                self._settler.hurry()
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            try:
+                await future
+            finally:
+                if future in self._waiting:
+                    self._waiting.remove(future)
+        if not self.options.batch:
+            return [self._buffer.popleft()]
+        return [self._buffer.popleft() for _ in range(min(len(self._buffer), self.options.max_records))]
+
+    def _wake_one(self) -> None:
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+                return
+
+    def _wake_all(self) -> None:
+        while self._waiting:
+            self._wake_one()
+
+    async def _deliver(self, batch: list[Delivery]) -> None:
+        startable = [delivery for delivery in batch if self._may_start(delivery)]
+        normal = [delivery for delivery in startable if not delivery.suspect]
+        if normal:
+            await self._isolation.enter()
+            try:
+                await self._run(normal)
+            finally:
+                self._isolation.leave()
+        for suspect in startable:
+            if suspect.suspect and not suspect.lease_lost:
+                async with self._isolation.alone():
+                    if await self._settler.begin(suspect):
+                        await self._run([suspect])
+
+    def _may_start(self, delivery: Delivery) -> bool:
+        if monotonic() > delivery.lease_ends:
+            self._settler.forget(delivery)
+            return False
+        outcome = refuse(delivery, self.options)
+        if outcome is not None:
+            logger.error("message %s in %r is dead: %s", delivery.id, delivery.queue, outcome)
+            self._settler.put(delivery, outcome)
+            return False
+        return True
+
+    async def _run(self, batch: list[Delivery]) -> None:
+        if self._ack_first:
+            batch = [delivery for delivery in batch if await self._settler.settle_now(delivery, Ack())]
+            if not batch:
+                return
+        started = perf_counter()
+        for delivery in batch:
+            self._running[delivery] = started
+        error: BaseException | None = None
+        try:
+            await self._call(batch)
+        except asyncio.CancelledError as cancelled:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the worker stops; that is nobody's failure
+                for delivery in batch:
+                    self._settler.put(delivery, Release())
+                raise
+            error = cancelled  # the handler awaited something that was cancelled
+        except Exception as raised:
+            error = raised
+        finally:
+            for delivery in batch:
+                self._running.pop(delivery, None)
+        self._finish(batch, error, perf_counter() - started)
+
+    async def _call(self, batch: list[Delivery]) -> None:
+        if self.options.handler_timeout is None and not self.options.cancel_on_lease_lost:
+            await self._handle(batch)
+            return
+        async with asyncio.timeout(self.options.handler_timeout) as cut:
+            self._cuts |= dict.fromkeys(batch, cut)
+            try:
+                await self._handle(batch)
+            finally:
+                for delivery in batch:
+                    self._cuts.pop(delivery, None)
+
+    def _finish(self, batch: list[Delivery], error: BaseException | None, seconds: float) -> None:
+        self.completed += len(batch)
+        each = seconds / len(batch)
+        self._seconds = each if self._seconds is None else self._seconds + 0.2 * (each - self._seconds)
+        for delivery in batch:
+            outcome = decide(delivery, error, self.options, seconds=seconds, silence=self._silence)
+            if not self._ack_first:
+                self._settler.put(delivery, outcome)
+            if self._observe is not None:
+                self._observe(Handled(delivery, outcome, error, seconds))

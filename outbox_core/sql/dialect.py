@@ -1,0 +1,205 @@
+"""What a database must be able to say: the list of statements, each as text with `:name` parameters.
+
+A dialect is pure: it returns text and parameters, and reads rows. Adapters hand over a connection that executes text and
+render `:name` in their driver's style; no statement contains a colon otherwise, nor a percent sign.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import blake2b
+from typing import Any, ClassVar, TypeAlias
+from uuid import UUID
+
+from outbox_core.errors import UnsupportedDatabase
+from outbox_core.message import Delivery, NewMessage, PendingMessage
+from outbox_core.outcome import Ack, DeadLetter, Outcome, Release, Retry
+from outbox_core.schema import Tables
+from outbox_core.store import Band, Difference, Settlement, Survey, Want
+
+Row: TypeAlias = Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement, ready for any driver."""
+
+    text: str
+    parameters: Mapping[str, object]
+
+
+class Dialect(ABC):
+    """The statements of one database on one set of tables."""
+
+    name: ClassVar[str]
+    notifies: ClassVar[bool]  # whether publishers can wake workers through this database
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.outbox = tables.sql(tables.outbox)
+
+    # Publishing
+
+    @abstractmethod
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
+        """Insert all messages; rows of `id, message_id` come back for those that were inserted or changed.
+
+        One statement for any number of messages that share queue, key, priority and schedule. *wake*: also notify, if a
+        sleeping worker has armed the queue.
+        """
+
+    @abstractmethod
+    def cancel_timer(self, queue: str, timer_id: str) -> Statement: ...
+
+    # A worker's link
+
+    @abstractmethod
+    def setup(self) -> Sequence[Statement]:
+        """What a new connection of a worker's is told first."""
+
+    @abstractmethod
+    def claim(self, wants: Sequence[Want], *, total: int, lease: float, token: UUID, suspect: UUID) -> Statement: ...
+
+    @abstractmethod
+    def read_delivery(self, row: Row, suspect: UUID) -> Delivery: ...
+
+    @abstractmethod
+    def survey(self, queues: Sequence[str]) -> Statement:
+        """Rows of `queue, priority or None, seconds until due or None, paused`; see `read_survey`."""
+
+    def read_survey(self, rows: Sequence[Row]) -> Survey:
+        dues = [row[2] for row in rows if row[1] is not None and row[2] is not None]
+        return Survey(
+            bands=tuple(Band(row[0], row[1]) for row in rows if row[1] is not None),
+            due_in=min(dues, default=None),
+            paused=frozenset(row[0] for row in rows if row[1] is None and row[3]),
+        )
+
+    @abstractmethod
+    def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement: ...
+
+    @abstractmethod
+    def begin(self, delivery: Delivery) -> Statement: ...
+
+    @abstractmethod
+    def settle(self, settlements: "Settlements", *, worker: str) -> Sequence[Statement]:
+        """At most three statements for any batch; each returns the ids that were ours, in rows of one."""
+
+    @property
+    @abstractmethod
+    def settles_in_transaction(self) -> bool:
+        """Whether the statements of a settlement only make sense together."""
+
+    def arm(self, queues: Sequence[str]) -> Statement:
+        raise NotImplementedError(f"{self.name} cannot notify")
+
+    def disarm(self) -> Statement:
+        raise NotImplementedError(f"{self.name} cannot notify")
+
+    def notify(self, payload: str) -> Statement:
+        raise NotImplementedError(f"{self.name} cannot notify")
+
+    # Operating
+
+    @abstractmethod
+    def fetch_unprocessed(self, queue: str | None, limit: int) -> Statement: ...
+
+    @abstractmethod
+    def read_pending(self, row: Row) -> PendingMessage: ...
+
+    @abstractmethod
+    def redrive(
+        self, queue: str | None, ids: Sequence[int] | None, reason: str | None, limit: int | None, *, dry_run: bool
+    ) -> Sequence[Statement]:
+        """The last statement's only row is the count."""
+
+    @abstractmethod
+    def purge_dead_letters(self, older_than: timedelta, queue: str | None, limit: int) -> Statement: ...
+
+    @abstractmethod
+    def stats(self) -> Statement:
+        """Rows of `queue, ready, scheduled, leased, parked, oldest_age`."""
+
+    @abstractmethod
+    def dead_counts(self) -> Statement:
+        """Rows of `queue, count` of the dead-letter table."""
+
+    @abstractmethod
+    def paused_queues(self) -> Statement: ...
+
+    @abstractmethod
+    def set_paused(self, queue: str, paused: bool) -> Statement: ...
+
+    @abstractmethod
+    def catalogue(self, table: str) -> Sequence[Statement]:
+        """What `read_catalogue` needs to know about the live table."""
+
+    @abstractmethod
+    def read_catalogue(self, table: str, answers: Sequence[Sequence[Row]]) -> Sequence[Difference]:
+        """The differences between the live table and its description."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlements:
+    """A batch sorted by what is to be written, each part by id: locks are taken in one order everywhere."""
+
+    acked: Sequence[Delivery]
+    moved: Sequence[tuple[Delivery, Retry | Release]]
+    dead: Sequence[tuple[Delivery, DeadLetter]]
+
+    @classmethod
+    def of(cls, batch: Sequence[Settlement]) -> "Settlements":
+        ordered = sorted(batch, key=lambda settlement: settlement.delivery.id)
+        pairs = [(settlement.delivery, settlement.outcome) for settlement in ordered]
+        return cls(
+            acked=[delivery for delivery, outcome in pairs if isinstance(outcome, Ack)],
+            moved=[(delivery, outcome) for delivery, outcome in pairs if isinstance(outcome, Retry | Release)],
+            dead=[(delivery, outcome) for delivery, outcome in pairs if isinstance(outcome, DeadLetter)],
+        )
+
+
+def counts(delivery: Delivery, outcome: Outcome) -> tuple[int, int]:
+    """What a settlement adds to `attempts_count` and to `deliveries_count`: a failure, and a start not in the row yet."""
+    if isinstance(outcome, Release) or (isinstance(outcome, DeadLetter) and outcome.reason == "max_deliveries"):
+        return 0, 0
+    failed = isinstance(outcome, DeadLetter) or (isinstance(outcome, Retry) and outcome.failed)
+    return int(failed), int(not delivery.begun)
+
+
+def wake_lock(channel: str, queue: str) -> int:
+    """The advisory lock that says whether a worker sleeps on *queue*: 64 bits, the same in every process."""
+    return int.from_bytes(blake2b(f"{channel}:{queue}".encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def same_envelope(messages: Sequence[NewMessage]) -> Sequence[Sequence[NewMessage]]:
+    """Runs of messages that one statement can insert: all alike but for id, payload and headers, and no timers."""
+    runs: list[list[NewMessage]] = []
+    for message in messages:
+        if runs and message.timer_id is None and _alike(runs[-1][0], message):
+            runs[-1].append(message)
+        else:
+            runs.append([message])
+    return runs
+
+
+def _alike(one: NewMessage, other: NewMessage) -> bool:
+    return (one.queue, one.key, one.priority, one.delay, one.available_at, one.timer_id) == (
+        other.queue,
+        other.key,
+        other.priority,
+        other.delay,
+        other.available_at,
+        other.timer_id,
+    )
+
+
+def dialect_for(name: str, tables: Tables) -> Dialect:
+    """The dialect of a database by SQLAlchemy's and Django's name for it."""
+    from outbox_core.sql.postgresql import PostgreSQL
+    from outbox_core.sql.sqlite import SQLite
+
+    known: dict[str, type[Dialect]] = {"postgresql": PostgreSQL, "sqlite": SQLite}
+    if name not in known:
+        raise UnsupportedDatabase(f"no outbox statements for {name!r}; supported: {', '.join(known)}")
+    return known[name](tables)

@@ -1,0 +1,567 @@
+"""The statements for PostgreSQL 13 and later.
+
+The database's clock is `statement_timestamp()`: `now()` stands still inside a transaction, and a test's transaction may be
+long. Arrays carry batches, so that a statement's text, and its plan, is the same for one row and for a thousand.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import cached_property
+from uuid import UUID
+
+from outbox_core.message import Delivery, NewMessage, PendingMessage
+from outbox_core.outcome import Outcome, Release, Retry
+from outbox_core.schema import Column
+from outbox_core.sql.catalogue import LiveColumn, LiveIndex, compare
+from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement, counts, same_envelope, wake_lock
+from outbox_core.store import Difference, Want
+
+# A queue table's statistics are stale by nature, and a plan made while it was empty ruins the claim once it is not.
+# The rest guards a worker's own sessions against settings that suit an application and not a queue.
+_SESSION_SETTINGS = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "jit": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "idle_session_timeout": "0",
+    "lock_timeout": "0",
+    "statement_timeout": "10s",
+}
+
+
+class PostgreSQL(Dialect):
+    name = "postgresql"
+    notifies = True
+    settles_in_transaction = False
+
+    # Publishing
+
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
+        return [self._insert_run(run, wake=wake) for run in same_envelope(messages)]
+
+    def _insert_run(self, run: Sequence[NewMessage], *, wake: bool) -> Statement:
+        first = run[0]
+        parameters: dict[str, object] = {
+            "queue": first.queue,
+            "key": first.key,
+            "priority": first.priority,
+            "timer_id": first.timer_id,
+            "delay": first.delay or 0.0,
+            "available_at": first.available_at,
+        }
+        if len(run) == 1:
+            source = self._one_row
+            parameters |= {"message_id": first.message_id, "payload": first.payload, "headers": first.headers}
+        else:
+            source = self._many_rows
+            parameters |= {
+                "message_ids": [message.message_id for message in run],
+                "payloads": [message.payload for message in run],
+                "headers": [message.headers for message in run],
+            }
+        returning = "RETURNING id, message_id"
+        if wake:
+            returning = self._returning_and_waking
+            parameters |= {"channel": self.tables.channel, "wake_lock": wake_lock(self.tables.channel, first.queue)}
+        return Statement(f"{source} {self._conflict[first.timer_conflict]} {returning}", parameters)
+
+    @cached_property
+    def _insert_columns(self) -> str:
+        return (
+            f"INSERT INTO {self.outbox} (message_id, queue, key, payload, headers, priority, timer_id, next_attempt_at)"
+        )
+
+    _due = (
+        "coalesce(CAST(:available_at AS timestamptz), "
+        "statement_timestamp() + make_interval(secs => CAST(:delay AS float8)))"
+    )
+
+    @cached_property
+    def _one_row(self) -> str:
+        return f"""{self._insert_columns}
+            VALUES (CAST(:message_id AS uuid), :queue, :key, CAST(:payload AS bytea), CAST(CAST(:headers AS text) AS jsonb),
+                    CAST(:priority AS smallint), :timer_id, {self._due})"""
+
+    @cached_property
+    def _many_rows(self) -> str:
+        return f"""{self._insert_columns}
+            SELECT message.message_id, CAST(:queue AS text), CAST(:key AS text), message.payload,
+                   CAST(message.headers AS jsonb), CAST(:priority AS smallint), CAST(:timer_id AS text), {self._due}
+            FROM unnest(CAST(:message_ids AS uuid[]), CAST(:payloads AS bytea[]), CAST(:headers AS text[]))
+                 WITH ORDINALITY AS message (message_id, payload, headers, place)
+            ORDER BY message.place"""
+
+    @cached_property
+    def _conflict(self) -> dict[str, str]:
+        timer = "ON CONFLICT (queue, timer_id) WHERE timer_id IS NOT NULL AND failure_reason IS NULL DO UPDATE SET"
+        free = f"""WHERE {self.outbox}.leased_until IS NULL OR {self.outbox}.leased_until <= statement_timestamp()"""
+        later = f"EXCLUDED.next_attempt_at > {self.outbox}.next_attempt_at"
+        return {
+            "ignore": "ON CONFLICT DO NOTHING",
+            "extend": f"""{timer}
+                next_attempt_at = greatest(EXCLUDED.next_attempt_at, {self.outbox}.next_attempt_at),
+                payload = CASE WHEN {later} THEN EXCLUDED.payload ELSE {self.outbox}.payload END,
+                headers = CASE WHEN {later} THEN EXCLUDED.headers ELSE {self.outbox}.headers END,
+                attempts_count = CASE WHEN {later} THEN 0 ELSE {self.outbox}.attempts_count END
+                {free}""",
+            "replace": f"""{timer}
+                next_attempt_at = EXCLUDED.next_attempt_at, payload = EXCLUDED.payload, headers = EXCLUDED.headers,
+                key = EXCLUDED.key, priority = EXCLUDED.priority, attempts_count = 0, first_attempt_at = NULL
+                {free}""",
+        }
+
+    # NOTIFY makes every committing transaction queue behind one lock until it is on disk, so it is sent only where a
+    # worker sleeps. A sleeper holds the queue's lock exclusively; publishers share it until they have committed
+    # (docs/decisions/0002-wake-ups.md). The subquery refers to nothing, so it runs once for any number of rows.
+    _returning_and_waking = """RETURNING id, message_id, (
+                SELECT CASE WHEN pg_try_advisory_xact_lock_shared(CAST(:wake_lock AS bigint)) THEN NULL
+                            ELSE CAST(pg_notify(:channel, :queue) AS text) END)"""
+
+    def cancel_timer(self, queue: str, timer_id: str) -> Statement:
+        return Statement(
+            f"""DELETE FROM {self.outbox}
+                WHERE queue = :queue AND timer_id = :timer_id AND failure_reason IS NULL
+                  AND (leased_until IS NULL OR leased_until <= statement_timestamp())
+                RETURNING id""",
+            {"queue": queue, "timer_id": timer_id},
+        )
+
+    # A worker's link
+
+    def setup(self) -> Sequence[Statement]:
+        # Through the catalogue, because a server may be older than a setting.
+        values = ", ".join(f"('{name}', '{value}')" for name, value in _SESSION_SETTINGS.items())
+        return [
+            Statement(
+                f"""SELECT set_config(wanted.name, wanted.value, false)
+                    FROM (VALUES {values}) AS wanted (name, value) JOIN pg_settings USING (name)""",
+                {},
+            )
+        ]
+
+    def claim(self, wants: Sequence[Want], *, total: int, lease: float, token: UUID, suspect: UUID) -> Statement:
+        return Statement(
+            self._claim,
+            {
+                "queues": [want.band.queue for want in wants],
+                "priorities": [want.band.priority for want in wants],
+                "limits": [want.limit for want in wants],
+                "sinces": ["-infinity" if want.since is None else want.since.isoformat() for want in wants],
+                "total": total,
+                "lease": lease,
+                "token": token,
+                "suspect": suspect,
+            },
+        )
+
+    # One ordered index scan a band, each stopping at its limit; LockRows below the limits locks only what is taken.
+    # The join by ctid is safe because the rows stay locked, and it spares the second index descent. A row that was
+    # leased before gets the second token: RETURNING cannot see the old values, and a suspect has to be told apart.
+    @cached_property
+    def _claim(self) -> str:
+        return f"""UPDATE {self.outbox} AS message
+            SET acquired_token = CASE WHEN message.acquired_token IS NULL THEN CAST(:token AS uuid)
+                                      ELSE CAST(:suspect AS uuid) END,
+                leased_until = statement_timestamp() + make_interval(secs => CAST(:lease AS float8))
+            WHERE message.ctid = ANY (ARRAY(
+                SELECT ready.ctid
+                FROM unnest(CAST(:queues AS text[]), CAST(:priorities AS smallint[]), CAST(:limits AS int[]),
+                            CAST(CAST(:sinces AS text[]) AS timestamptz[])) AS want (queue, priority, most, since)
+                CROSS JOIN LATERAL (
+                    SELECT candidate.ctid
+                    FROM {self.outbox} AS candidate
+                    WHERE candidate.queue = want.queue
+                      AND candidate.priority = want.priority
+                      AND candidate.failure_reason IS NULL
+                      AND candidate.next_attempt_at >= want.since
+                      AND candidate.next_attempt_at <= statement_timestamp()
+                      AND (candidate.leased_until IS NULL OR candidate.leased_until <= statement_timestamp())
+                    ORDER BY candidate.next_attempt_at, candidate.id
+                    LIMIT want.most
+                    FOR UPDATE SKIP LOCKED
+                ) AS ready
+                LIMIT CAST(:total AS int)
+            ))
+            RETURNING message.id, message.message_id, message.queue, message.key, message.payload,
+                      CAST(message.headers AS text), message.priority, message.attempts_count, message.deliveries_count,
+                      message.created_at, message.first_attempt_at, message.next_attempt_at, message.acquired_token,
+                      statement_timestamp()"""
+
+    def read_delivery(self, row: Row, suspect: UUID) -> Delivery:
+        return Delivery(
+            id=row[0],
+            message_id=row[1],
+            queue=row[2],
+            key=row[3],
+            payload=bytes(row[4]),
+            headers=json.loads(row[5]),
+            priority=row[6],
+            attempts=row[7],
+            deliveries=row[8],
+            created_at=row[9],
+            first_attempt_at=row[10],
+            due_at=row[11],
+            token=row[12],
+            claimed_at=row[13],
+            suspect=row[12] == suspect,
+        )
+
+    def survey(self, queues: Sequence[str]) -> Statement:
+        return Statement(self._survey, {"queues": list(queues)})
+
+    # Hops from one priority to the next lower one, one index probe each; the row without a priority ends a queue and
+    # carries whether it is paused. What is due within the last second may have become due after the claim looked.
+    @cached_property
+    def _survey(self) -> str:
+        paused = "false"
+        if self.tables.queues is not None:
+            paused = f"""EXISTS (SELECT FROM {self.tables.sql(self.tables.queues)} AS control
+                                 WHERE control.queue = band.queue AND control.paused_at IS NOT NULL)"""
+        highest = f"SELECT max(message.priority) FROM {self.outbox} AS message WHERE message.failure_reason IS NULL"
+        return f"""WITH RECURSIVE band (queue, priority) AS (
+                SELECT wanted.queue, ({highest} AND message.queue = wanted.queue)
+                FROM unnest(CAST(:queues AS text[])) AS wanted (queue)
+                UNION ALL
+                SELECT band.queue, ({highest} AND message.queue = band.queue AND message.priority < band.priority)
+                FROM band
+                WHERE band.priority IS NOT NULL
+            )
+            SELECT band.queue, band.priority, (
+                SELECT CAST(extract(epoch FROM message.next_attempt_at - statement_timestamp()) AS float8)
+                FROM {self.outbox} AS message
+                WHERE message.queue = band.queue AND message.priority = band.priority
+                  AND message.failure_reason IS NULL AND message.acquired_token IS NULL
+                  AND message.next_attempt_at > statement_timestamp() - interval '1 second'
+                ORDER BY message.next_attempt_at, message.id
+                LIMIT 1
+            ), band.priority IS NULL AND {paused}
+            FROM band"""
+
+    def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement:
+        return Statement(
+            f"""UPDATE {self.outbox} AS message
+                SET leased_until = statement_timestamp() + make_interval(secs => CAST(:lease AS float8))
+                FROM unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[])) AS held (id, token)
+                WHERE message.id = held.id AND message.acquired_token = held.token
+                RETURNING message.id""",
+            {**_leases(sorted(deliveries, key=lambda delivery: delivery.id)), "lease": lease},
+        )
+
+    def begin(self, delivery: Delivery) -> Statement:
+        return Statement(
+            f"""UPDATE {self.outbox} SET deliveries_count = deliveries_count + 1
+                WHERE id = CAST(:id AS bigint) AND acquired_token = CAST(:token AS uuid) RETURNING id""",
+            {"id": delivery.id, "token": delivery.token},
+        )
+
+    def settle(self, settlements: Settlements, *, worker: str) -> Sequence[Statement]:
+        statements = []
+        if settlements.acked:
+            statements.append(Statement(self._ack, _leases(settlements.acked)))
+        if settlements.moved:
+            statements.append(Statement(self._move, _moves(settlements.moved)))
+        if settlements.dead:
+            statements.append(Statement(self._bury, self._deaths(settlements, worker)))
+        return statements
+
+    _held = "unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[])) AS held (id, token)"
+
+    @cached_property
+    def _ack(self) -> str:
+        delete = f"""DELETE FROM {self.outbox} AS message USING {self._held}
+            WHERE message.id = held.id AND message.acquired_token = held.token"""
+        if self.tables.archive is None:
+            return f"{delete} RETURNING message.id"
+        columns = (
+            "message_id, queue, key, payload, headers, priority, timer_id, created_at, deliveries_count, "
+            "attempts_count, first_attempt_at"
+        )
+        return f"""WITH gone AS ({delete} RETURNING message.*), kept AS (
+                INSERT INTO {self.tables.sql(self.tables.archive)} ({columns}, last_attempt_at)
+                SELECT {columns}, statement_timestamp() FROM gone
+            )
+            SELECT id FROM gone"""
+
+    @cached_property
+    def _move(self) -> str:
+        return f"""UPDATE {self.outbox} AS message
+            SET acquired_token = NULL,
+                leased_until = NULL,
+                next_attempt_at = CASE WHEN held.delay IS NULL THEN message.next_attempt_at
+                                       ELSE statement_timestamp() + make_interval(secs => held.delay) END,
+                attempts_count = message.attempts_count + held.failed,
+                deliveries_count = message.deliveries_count + held.started,
+                first_attempt_at = CASE WHEN held.failed = 0 THEN message.first_attempt_at
+                                        ELSE coalesce(message.first_attempt_at, statement_timestamp()) END,
+                last_attempt_at = CASE WHEN held.failed = 0 THEN message.last_attempt_at
+                                       ELSE statement_timestamp() END
+            FROM unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[]), CAST(:delays AS float8[]),
+                        CAST(:failed AS int[]), CAST(:started AS int[])) AS held (id, token, delay, failed, started)
+            WHERE message.id = held.id AND message.acquired_token = held.token
+            RETURNING message.id"""
+
+    @cached_property
+    def _bury(self) -> str:
+        held = """unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[]), CAST(:reasons AS text[]),
+                         CAST(:errors AS text[]), CAST(:failed AS int[]), CAST(:started AS int[]))
+                  AS held (id, token, reason, error, failed, started)"""
+        if self.tables.dead_letters is None:
+            return f"""UPDATE {self.outbox} AS message
+                SET acquired_token = NULL, leased_until = NULL,
+                    failure_reason = held.reason, last_exception = held.error,
+                    attempts_count = message.attempts_count + held.failed,
+                    deliveries_count = message.deliveries_count + held.started,
+                    first_attempt_at = coalesce(message.first_attempt_at, statement_timestamp()),
+                    last_attempt_at = statement_timestamp()
+                FROM {held}
+                WHERE message.id = held.id AND message.acquired_token = held.token AND CAST(:worker AS text) IS NOT NULL
+                RETURNING message.id"""
+        message = "message_id, queue, key, payload, headers, priority, timer_id, created_at"
+        return f"""WITH gone AS (
+                DELETE FROM {self.outbox} AS message USING {held}
+                WHERE message.id = held.id AND message.acquired_token = held.token
+                RETURNING message.*, held.reason, held.error, held.failed, held.started
+            ), buried AS (
+                INSERT INTO {self.tables.sql(self.tables.dead_letters)}
+                    ({message}, deliveries_count, attempts_count, first_attempt_at, last_attempt_at,
+                     failure_reason, last_exception, worker)
+                SELECT {message}, deliveries_count + started, attempts_count + failed,
+                       coalesce(first_attempt_at, statement_timestamp()), statement_timestamp(),
+                       reason, error, CAST(:worker AS text)
+                FROM gone
+            )
+            SELECT id FROM gone"""
+
+    def _deaths(self, settlements: Settlements, worker: str) -> dict[str, object]:
+        deliveries = [delivery for delivery, _ in settlements.dead]
+        return {
+            **_leases(deliveries),
+            "reasons": [outcome.reason for _, outcome in settlements.dead],
+            "errors": [outcome.error for _, outcome in settlements.dead],
+            **_counts(settlements.dead),
+            "worker": worker,
+        }
+
+    # A sleeper tries for each queue's lock. It gets none while a transaction that published without notifying is open,
+    # and once it has it, everything that it was not told about can be seen. A lock that cannot even be shared is held
+    # by another sleeper, for whom publishers notify just as well.
+    def arm(self, queues: Sequence[str]) -> Statement:
+        return Statement(
+            """SELECT CASE WHEN pg_try_advisory_lock(lock) THEN 'armed'
+                           WHEN pg_try_advisory_lock_shared(lock) THEN 'publishing'
+                           ELSE 'proxied' END
+               FROM unnest(CAST(:locks AS bigint[])) AS sleeper (lock)""",
+            {"locks": [wake_lock(self.tables.channel, queue) for queue in queues]},
+        )
+
+    def disarm(self) -> Statement:
+        return Statement("SELECT pg_advisory_unlock_all()", {})
+
+    def notify(self, payload: str) -> Statement:
+        return Statement("SELECT pg_notify(:channel, :payload)", {"channel": self.tables.channel, "payload": payload})
+
+    # Operating
+
+    def fetch_unprocessed(self, queue: str | None, limit: int) -> Statement:
+        return Statement(
+            f"""SELECT id, message_id, queue, key, payload, CAST(headers AS text), priority, timer_id, attempts_count,
+                       deliveries_count, created_at, next_attempt_at,
+                       coalesce(leased_until > statement_timestamp(), false), failure_reason
+                FROM {self.outbox}
+                WHERE CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text)
+                ORDER BY id
+                LIMIT CAST(:limit AS int)""",
+            {"queue": queue, "limit": limit},
+        )
+
+    def read_pending(self, row: Row) -> PendingMessage:
+        return PendingMessage(
+            id=row[0],
+            message_id=row[1],
+            queue=row[2],
+            key=row[3],
+            payload=bytes(row[4]),
+            headers=json.loads(row[5]),
+            priority=row[6],
+            timer_id=row[7],
+            attempts_count=row[8],
+            deliveries_count=row[9],
+            created_at=row[10],
+            next_attempt_at=row[11],
+            leased=row[12],
+            failure_reason=row[13],
+        )
+
+    def redrive(
+        self, queue: str | None, ids: Sequence[int] | None, reason: str | None, limit: int | None, *, dry_run: bool
+    ) -> Sequence[Statement]:
+        table = self.tables.dead_letters
+        source = self.outbox if table is None else self.tables.sql(table)
+        picked = f"""SELECT id FROM {source}
+            WHERE failure_reason IS NOT NULL
+              AND (CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text))
+              AND (CAST(:reason AS text) IS NULL OR failure_reason = CAST(:reason AS text))
+              AND (CAST(:ids AS bigint[]) IS NULL OR id = ANY (CAST(:ids AS bigint[])))
+            ORDER BY id
+            LIMIT CAST(:limit AS bigint)"""
+        parameters: dict[str, object] = {
+            "queue": queue,
+            "reason": reason,
+            "ids": None if ids is None else list(ids),
+            "limit": limit,
+        }
+        if dry_run:
+            return [Statement(f"SELECT count(*) FROM ({picked}) AS picked", parameters)]
+        if table is None:
+            changed = f"""UPDATE {source} AS dead
+                SET failure_reason = NULL, last_exception = NULL, timer_id = NULL, attempts_count = 0,
+                    deliveries_count = 0, first_attempt_at = NULL, last_attempt_at = NULL,
+                    next_attempt_at = statement_timestamp()
+                FROM picked WHERE dead.id = picked.id
+                RETURNING dead.queue"""
+            back = "SELECT queue FROM changed"
+        else:
+            message = "message_id, queue, key, payload, headers, priority, created_at"
+            changed = f"DELETE FROM {source} AS dead USING picked WHERE dead.id = picked.id RETURNING dead.*"
+            back = f"""INSERT INTO {self.outbox} ({message}, next_attempt_at)
+                       SELECT {message}, statement_timestamp() FROM changed ORDER BY id
+                       RETURNING queue"""
+        return [
+            Statement(
+                f"""WITH picked AS ({picked} FOR UPDATE SKIP LOCKED), changed AS ({changed}), back AS ({back}),
+                         told AS (SELECT pg_notify(:channel, queue) FROM back GROUP BY queue)
+                    SELECT count(*), (SELECT count(*) FROM told) FROM back""",
+                {**parameters, "channel": self.tables.channel},
+            )
+        ]
+
+    def purge_dead_letters(self, older_than: timedelta, queue: str | None, limit: int) -> Statement:
+        table = self.tables.need("purge_dead_letters", "dead_letters")
+        return Statement(
+            f"""DELETE FROM {table} WHERE id = ANY (ARRAY(
+                    SELECT id FROM {table}
+                    WHERE failed_at < statement_timestamp() - make_interval(secs => CAST(:age AS float8))
+                      AND (CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text))
+                    ORDER BY failed_at
+                    LIMIT CAST(:limit AS bigint)
+                    FOR UPDATE SKIP LOCKED))
+                RETURNING id""",
+            {"age": older_than.total_seconds(), "queue": queue, "limit": limit},
+        )
+
+    def stats(self) -> Statement:
+        ready = "failure_reason IS NULL AND next_attempt_at <= statement_timestamp() AND NOT leased"
+        return Statement(
+            f"""SELECT queue,
+                       count(*) FILTER (WHERE {ready}),
+                       count(*) FILTER (WHERE failure_reason IS NULL AND next_attempt_at > statement_timestamp()
+                                          AND NOT leased),
+                       count(*) FILTER (WHERE leased),
+                       count(*) FILTER (WHERE failure_reason IS NOT NULL),
+                       CAST(extract(epoch FROM statement_timestamp() - min(next_attempt_at) FILTER (WHERE {ready}))
+                            AS float8)
+                FROM (SELECT queue, failure_reason, next_attempt_at,
+                             coalesce(leased_until > statement_timestamp(), false) AS leased
+                      FROM {self.outbox}) AS message
+                GROUP BY queue""",
+            {},
+        )
+
+    def dead_counts(self) -> Statement:
+        return Statement(f"SELECT queue, count(*) FROM {self.tables.need('stats', 'dead_letters')} GROUP BY queue", {})
+
+    def paused_queues(self) -> Statement:
+        table = self.tables.need("pause", "queues")
+        return Statement(f"SELECT queue FROM {table} WHERE paused_at IS NOT NULL", {})
+
+    def set_paused(self, queue: str, paused: bool) -> Statement:
+        table = self.tables.need("pause", "queues")
+        moment = "statement_timestamp()" if paused else "CAST(NULL AS timestamptz)"
+        return Statement(
+            f"""INSERT INTO {table} AS control (queue, paused_at) VALUES (:queue, {moment})
+                ON CONFLICT (queue) DO UPDATE SET paused_at =
+                    CASE WHEN EXCLUDED.paused_at IS NULL THEN NULL
+                         ELSE coalesce(control.paused_at, EXCLUDED.paused_at) END""",
+            {"queue": queue},
+        )
+
+    # Drift
+
+    def catalogue(self, table: str) -> Sequence[Statement]:
+        name = self.tables.sql(table)
+        return [
+            Statement(
+                """SELECT attname, format_type(atttypid, atttypmod), attnotnull,
+                          attidentity <> '' OR atthasdef
+                   FROM pg_attribute
+                   WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped""",
+                {"name": name},
+            ),
+            Statement(
+                """SELECT indisunique, indisvalid, pg_get_indexdef(indexrelid),
+                          coalesce(pg_get_expr(indpred, indrelid), '')
+                   FROM pg_index
+                   WHERE indrelid = to_regclass(:name)""",
+                {"name": name},
+            ),
+        ]
+
+    def read_catalogue(self, table: str, answers: Sequence[Sequence[Row]]) -> Sequence[Difference]:
+        columns, indexes = answers
+        if not columns:
+            return [Difference(f"table {table} does not exist", fatal=True)]
+        spec = self.tables.described()[table]
+        return compare(
+            table,
+            spec,
+            [LiveColumn(name, kind, not not_null, has_default) for name, kind, not_null, has_default in columns],
+            [
+                LiveIndex(_indexed(definition), unique, predicate)
+                for unique, valid, definition, predicate in indexes
+                if valid
+            ],
+            _type_of,
+        )
+
+
+_TYPES = {
+    "identity": "bigint",
+    "smallint": "smallint",
+    "integer": "integer",
+    "text": "text",
+    "uuid": "uuid",
+    "bytes": "bytea",
+    "json": "jsonb",
+    "timestamp": "timestamp with time zone",
+}
+
+
+def _type_of(column: Column) -> str:
+    return f"character varying({column.length})" if column.kind == "string" else _TYPES[column.kind]
+
+
+def _indexed(definition: str) -> tuple[str, ...]:
+    columns = definition.split(" USING btree (", 1)[-1].split(")", 1)[0]
+    return tuple(column.strip().strip('"') for column in columns.split(","))
+
+
+def _leases(deliveries: Sequence[Delivery]) -> dict[str, object]:
+    return {
+        "ids": [delivery.id for delivery in deliveries],
+        "tokens": [delivery.token for delivery in deliveries],
+    }
+
+
+def _moves(moved: Sequence[tuple[Delivery, Retry | Release]]) -> dict[str, object]:
+    return {
+        **_leases([delivery for delivery, _ in moved]),
+        "delays": [outcome.delay if isinstance(outcome, Retry) else None for _, outcome in moved],
+        **_counts(moved),
+    }
+
+
+def _counts(settled: Sequence[tuple[Delivery, Outcome]]) -> dict[str, object]:
+    both = [counts(delivery, outcome) for delivery, outcome in settled]
+    return {"failed": [failed for failed, _ in both], "started": [started for _, started in both]}

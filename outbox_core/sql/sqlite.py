@@ -1,0 +1,473 @@
+"""The statements for SQLite 3.35 and later: the same semantics with one writer, for development, demos and small sites.
+
+Times are text in UTC with six digits of a second, as Django and SQLAlchemy write them; UUIDs are 32 hexadecimal digits.
+Batches travel as JSON. A claim is one UPDATE, so it takes the write lock at once and never has to upgrade a read.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from outbox_core.message import Delivery, NewMessage, PendingMessage
+from outbox_core.outcome import Release, Retry
+from outbox_core.schema import Column
+from outbox_core.sql.catalogue import LiveColumn, LiveIndex, compare
+from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement, counts, same_envelope
+from outbox_core.store import Difference, Want
+
+MAX_ROWS = 5_000  # three parameters a row stay below SQLite's 32,766
+
+NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+BEGINNING = "0001-01-01 00:00:00.000000"
+
+
+def _in(seconds: str) -> str:
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', ({seconds}) || ' seconds')"
+
+
+class SQLite(Dialect):
+    name = "sqlite"
+    notifies = False
+    settles_in_transaction = True
+
+    # Publishing
+
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
+        return [
+            self._insert_run(run[start : start + MAX_ROWS])
+            for run in same_envelope(messages)
+            for start in range(0, len(run), MAX_ROWS)
+        ]
+
+    def _insert_run(self, run: Sequence[NewMessage]) -> Statement:
+        first = run[0]
+        parameters: dict[str, object] = {
+            "queue": first.queue,
+            "key": first.key,
+            "priority": first.priority,
+            "timer_id": first.timer_id,
+            "delay": first.delay or 0.0,
+            "available_at": None if first.available_at is None else _text(first.available_at),
+        }
+        rows = []
+        for place, message in enumerate(run):
+            rows.append(
+                f"(:message_id_{place}, :queue, :key, :payload_{place}, :headers_{place}, :priority, :timer_id, "
+                f"coalesce(:available_at, {_in(':delay')}))"
+            )
+            parameters[f"message_id_{place}"] = message.message_id.hex
+            parameters[f"payload_{place}"] = message.payload
+            parameters[f"headers_{place}"] = message.headers
+        return Statement(
+            f"""INSERT INTO {self.outbox}
+                (message_id, queue, key, payload, headers, priority, timer_id, next_attempt_at)
+                VALUES {", ".join(rows)}
+                {self._conflict(first)}
+                RETURNING id, message_id""",
+            parameters,
+        )
+
+    def _conflict(self, message: NewMessage) -> str:
+        if message.timer_conflict == "ignore":
+            return "ON CONFLICT DO NOTHING"
+        table = self.outbox
+        later = f"excluded.next_attempt_at > {table}.next_attempt_at"
+        if message.timer_conflict == "extend":
+            changes = f"""next_attempt_at = max(excluded.next_attempt_at, {table}.next_attempt_at),
+                payload = CASE WHEN {later} THEN excluded.payload ELSE {table}.payload END,
+                headers = CASE WHEN {later} THEN excluded.headers ELSE {table}.headers END,
+                attempts_count = CASE WHEN {later} THEN 0 ELSE {table}.attempts_count END"""
+        else:
+            changes = """next_attempt_at = excluded.next_attempt_at, payload = excluded.payload,
+                headers = excluded.headers, key = excluded.key, priority = excluded.priority, attempts_count = 0,
+                first_attempt_at = NULL"""
+        return f"""ON CONFLICT (queue, timer_id) WHERE timer_id IS NOT NULL AND failure_reason IS NULL
+            DO UPDATE SET {changes} WHERE {table}.leased_until IS NULL OR {table}.leased_until <= {NOW}"""
+
+    def cancel_timer(self, queue: str, timer_id: str) -> Statement:
+        return Statement(
+            f"""DELETE FROM {self.outbox}
+                WHERE queue = :queue AND timer_id = :timer_id AND failure_reason IS NULL
+                  AND (leased_until IS NULL OR leased_until <= {NOW})
+                RETURNING id""",
+            {"queue": queue, "timer_id": timer_id},
+        )
+
+    # A worker's link
+
+    def setup(self) -> Sequence[Statement]:
+        # WAL lets a worker read while the application writes; it stays with the file.
+        return [Statement("PRAGMA journal_mode = WAL", {}), Statement("PRAGMA busy_timeout = 5000", {})]
+
+    def claim(self, wants: Sequence[Want], *, total: int, lease: float, token: UUID, suspect: UUID) -> Statement:
+        parameters: dict[str, object] = {"total": total, "lease": lease, "token": token.hex, "suspect": suspect.hex}
+        bands = []
+        for place, want in enumerate(wants):
+            parameters[f"queue_{place}"] = want.band.queue
+            parameters[f"priority_{place}"] = want.band.priority
+            parameters[f"limit_{place}"] = want.limit
+            parameters[f"since_{place}"] = BEGINNING if want.since is None else _text(want.since)
+            bands.append(
+                f"""SELECT id FROM (
+                    SELECT id FROM {self.outbox}
+                    WHERE queue = :queue_{place} AND priority = :priority_{place} AND failure_reason IS NULL
+                      AND next_attempt_at >= :since_{place} AND next_attempt_at <= {NOW}
+                      AND (leased_until IS NULL OR leased_until <= {NOW})
+                    ORDER BY next_attempt_at, id
+                    LIMIT :limit_{place})"""
+            )
+        return Statement(
+            f"""UPDATE {self.outbox}
+                SET acquired_token = CASE WHEN acquired_token IS NULL THEN :token ELSE :suspect END,
+                    leased_until = {_in(":lease")}
+                WHERE id IN (SELECT id FROM ({" UNION ALL ".join(bands)}) LIMIT :total)
+                RETURNING id, message_id, queue, key, payload, headers, priority, attempts_count, deliveries_count,
+                          created_at, first_attempt_at, next_attempt_at, acquired_token, {NOW}""",
+            parameters,
+        )
+
+    def read_delivery(self, row: Row, suspect: UUID) -> Delivery:
+        token = UUID(row[12])
+        return Delivery(
+            id=row[0],
+            message_id=UUID(row[1]),
+            queue=row[2],
+            key=row[3],
+            payload=row[4],
+            headers=json.loads(row[5]),
+            priority=row[6],
+            attempts=row[7],
+            deliveries=row[8],
+            created_at=_moment(row[9]),
+            first_attempt_at=None if row[10] is None else _moment(row[10]),
+            due_at=_moment(row[11]),
+            token=token,
+            claimed_at=_moment(row[13]),
+            suspect=token == suspect,
+        )
+
+    def survey(self, queues: Sequence[str]) -> Statement:
+        paused = "0"
+        if self.tables.queues is not None:
+            paused = f"""EXISTS (SELECT 1 FROM {self.tables.sql(self.tables.queues)} AS control
+                                 WHERE control.queue = band.queue AND control.paused_at IS NOT NULL)"""
+        highest = f"SELECT max(message.priority) FROM {self.outbox} AS message WHERE message.failure_reason IS NULL"
+        return Statement(
+            f"""WITH RECURSIVE band (queue, priority) AS (
+                    SELECT wanted.value, ({highest} AND message.queue = wanted.value)
+                    FROM json_each(:queues) AS wanted
+                    UNION ALL
+                    SELECT band.queue, ({highest} AND message.queue = band.queue AND message.priority < band.priority)
+                    FROM band
+                    WHERE band.priority IS NOT NULL
+                )
+                SELECT band.queue, band.priority, (
+                    SELECT (julianday(message.next_attempt_at) - julianday({NOW})) * 86400.0
+                    FROM {self.outbox} AS message
+                    WHERE message.queue = band.queue AND message.priority = band.priority
+                      AND message.failure_reason IS NULL AND message.acquired_token IS NULL
+                      AND message.next_attempt_at > {_in("-1")}
+                    ORDER BY message.next_attempt_at, message.id
+                    LIMIT 1
+                ), band.priority IS NULL AND {paused}
+                FROM band""",
+            {"queues": json.dumps(list(queues))},
+        )
+
+    def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement:
+        return Statement(
+            f"""UPDATE {self.outbox} SET leased_until = {_in(":lease")}
+                WHERE (id, acquired_token) IN ({_HELD})
+                RETURNING id""",
+            {"held": _held(deliveries), "lease": lease},
+        )
+
+    def begin(self, delivery: Delivery) -> Statement:
+        return Statement(
+            f"""UPDATE {self.outbox} SET deliveries_count = deliveries_count + 1
+                WHERE id = :id AND acquired_token = :token RETURNING id""",
+            {"id": delivery.id, "token": delivery.token.hex},
+        )
+
+    # No statement of SQLite's both deletes and inserts, so the dead are copied first and go with the acked.
+    def settle(self, settlements: Settlements, *, worker: str) -> Sequence[Statement]:
+        statements = []
+        gone = list(settlements.acked)
+        if settlements.dead and self.tables.dead_letters is None:
+            statements.append(Statement(self._park, {"held": _deaths(settlements)}))
+        elif settlements.dead:
+            statements.append(Statement(self._copy_dead, {"held": _deaths(settlements), "worker": worker}))
+            gone += [delivery for delivery, _ in settlements.dead]
+        if settlements.acked and self.tables.archive is not None:
+            statements.append(Statement(self._copy_done, {"held": _held(settlements.acked)}))
+        if gone:
+            statements.append(
+                Statement(
+                    f"DELETE FROM {self.outbox} WHERE (id, acquired_token) IN ({_HELD}) RETURNING id",
+                    {"held": _held(gone)},
+                )
+            )
+        if settlements.moved:
+            statements.append(Statement(self._move, {"held": _moves(settlements.moved)}))
+        return statements
+
+    @property
+    def _copy_done(self) -> str:
+        columns = (
+            "message_id, queue, key, payload, headers, priority, timer_id, created_at, deliveries_count, "
+            "attempts_count, first_attempt_at"
+        )
+        return f"""INSERT INTO {self.tables.sql(self.tables.archive or "")} ({columns}, last_attempt_at)
+            SELECT {columns}, {NOW} FROM {self.outbox} WHERE (id, acquired_token) IN ({_HELD})"""
+
+    @property
+    def _copy_dead(self) -> str:
+        columns = "message_id, queue, key, payload, headers, priority, timer_id, created_at"
+        return f"""INSERT INTO {self.tables.sql(self.tables.dead_letters or "")}
+                ({columns}, deliveries_count, attempts_count, first_attempt_at, last_attempt_at,
+                 failure_reason, last_exception, worker)
+            SELECT {columns}, deliveries_count + held.started, attempts_count + held.failed,
+                   coalesce(first_attempt_at, {NOW}), {NOW}, held.reason, held.error, :worker
+            FROM ({_DEATHS}) AS held JOIN {self.outbox} AS message
+              ON message.id = held.held_id AND message.acquired_token = held.held_token"""
+
+    @property
+    def _park(self) -> str:
+        return f"""UPDATE {self.outbox} AS message
+            SET acquired_token = NULL, leased_until = NULL, failure_reason = held.reason, last_exception = held.error,
+                attempts_count = message.attempts_count + held.failed,
+                deliveries_count = message.deliveries_count + held.started,
+                first_attempt_at = coalesce(message.first_attempt_at, {NOW}), last_attempt_at = {NOW}
+            FROM ({_DEATHS}) AS held
+            WHERE message.id = held.held_id AND message.acquired_token = held.held_token
+            RETURNING id"""
+
+    @property
+    def _move(self) -> str:
+        return f"""UPDATE {self.outbox} AS message
+            SET acquired_token = NULL,
+                leased_until = NULL,
+                next_attempt_at = CASE WHEN held.delay IS NULL THEN message.next_attempt_at
+                                       ELSE {_in("held.delay")} END,
+                attempts_count = message.attempts_count + held.failed,
+                deliveries_count = message.deliveries_count + held.started,
+                first_attempt_at = CASE WHEN held.failed = 0 THEN message.first_attempt_at
+                                        ELSE coalesce(message.first_attempt_at, {NOW}) END,
+                last_attempt_at = CASE WHEN held.failed = 0 THEN message.last_attempt_at ELSE {NOW} END
+            FROM (SELECT json_extract(value, '$[0]') AS held_id, json_extract(value, '$[1]') AS held_token,
+                         json_extract(value, '$[2]') AS delay, json_extract(value, '$[3]') AS failed,
+                         json_extract(value, '$[4]') AS started
+                  FROM json_each(:held)) AS held
+            WHERE message.id = held.held_id AND message.acquired_token = held.held_token
+            RETURNING id"""
+
+    # Operating
+
+    def fetch_unprocessed(self, queue: str | None, limit: int) -> Statement:
+        return Statement(
+            f"""SELECT id, message_id, queue, key, payload, headers, priority, timer_id, attempts_count,
+                       deliveries_count, created_at, next_attempt_at, coalesce(leased_until > {NOW}, 0), failure_reason
+                FROM {self.outbox}
+                WHERE :queue IS NULL OR queue = :queue
+                ORDER BY id
+                LIMIT :limit""",
+            {"queue": queue, "limit": limit},
+        )
+
+    def read_pending(self, row: Row) -> PendingMessage:
+        return PendingMessage(
+            id=row[0],
+            message_id=UUID(row[1]),
+            queue=row[2],
+            key=row[3],
+            payload=row[4],
+            headers=json.loads(row[5]),
+            priority=row[6],
+            timer_id=row[7],
+            attempts_count=row[8],
+            deliveries_count=row[9],
+            created_at=_moment(row[10]),
+            next_attempt_at=_moment(row[11]),
+            leased=bool(row[12]),
+            failure_reason=row[13],
+        )
+
+    def redrive(
+        self, queue: str | None, ids: Sequence[int] | None, reason: str | None, limit: int | None, *, dry_run: bool
+    ) -> Sequence[Statement]:
+        table = self.tables.dead_letters
+        source = self.outbox if table is None else self.tables.sql(table)
+        picked = f"""SELECT id FROM {source}
+            WHERE failure_reason IS NOT NULL
+              AND (:queue IS NULL OR queue = :queue)
+              AND (:reason IS NULL OR failure_reason = :reason)
+              AND (:ids IS NULL OR id IN (SELECT value FROM json_each(:ids)))
+            ORDER BY id
+            LIMIT :limit"""
+        parameters: dict[str, object] = {
+            "queue": queue,
+            "reason": reason,
+            "ids": None if ids is None else json.dumps(list(ids)),
+            "limit": -1 if limit is None else limit,
+        }
+        count = Statement("SELECT changes()", {})
+        if dry_run:
+            return [Statement(f"SELECT count(*) FROM ({picked})", parameters)]
+        if table is None:
+            change = f"""UPDATE {source}
+                SET failure_reason = NULL, last_exception = NULL, timer_id = NULL, attempts_count = 0,
+                    deliveries_count = 0, first_attempt_at = NULL, last_attempt_at = NULL, next_attempt_at = {NOW}
+                WHERE id IN ({picked})"""
+            return [Statement(change, parameters), count]
+        columns = "message_id, queue, key, payload, headers, priority, created_at"
+        copy = f"""INSERT INTO {self.outbox} ({columns}, next_attempt_at)
+            SELECT {columns}, {NOW} FROM {source} WHERE id IN ({picked}) ORDER BY id"""
+        remove = f"DELETE FROM {source} WHERE id IN ({picked})"
+        return [Statement(copy, parameters), Statement(remove, parameters), count]
+
+    def purge_dead_letters(self, older_than: timedelta, queue: str | None, limit: int) -> Statement:
+        table = self.tables.need("purge_dead_letters", "dead_letters")
+        return Statement(
+            f"""DELETE FROM {table} WHERE id IN (
+                    SELECT id FROM {table}
+                    WHERE failed_at < {_in(":age")} AND (:queue IS NULL OR queue = :queue)
+                    ORDER BY failed_at
+                    LIMIT :limit)
+                RETURNING id""",
+            {"age": -older_than.total_seconds(), "queue": queue, "limit": limit},
+        )
+
+    def stats(self) -> Statement:
+        ready = f"failure_reason IS NULL AND next_attempt_at <= {NOW} AND NOT leased"
+        return Statement(
+            f"""SELECT queue, sum({ready}), sum(failure_reason IS NULL AND next_attempt_at > {NOW} AND NOT leased),
+                       sum(leased), sum(failure_reason IS NOT NULL),
+                       (julianday({NOW}) - julianday(min(CASE WHEN {ready} THEN next_attempt_at END))) * 86400.0
+                FROM (SELECT queue, failure_reason, next_attempt_at, coalesce(leased_until > {NOW}, 0) AS leased
+                      FROM {self.outbox})
+                GROUP BY queue""",
+            {},
+        )
+
+    def dead_counts(self) -> Statement:
+        return Statement(f"SELECT queue, count(*) FROM {self.tables.need('stats', 'dead_letters')} GROUP BY queue", {})
+
+    def paused_queues(self) -> Statement:
+        table = self.tables.need("pause", "queues")
+        return Statement(f"SELECT queue FROM {table} WHERE paused_at IS NOT NULL", {})
+
+    def set_paused(self, queue: str, paused: bool) -> Statement:
+        table = self.tables.need("pause", "queues")
+        return Statement(
+            f"""INSERT INTO {table} (queue, paused_at) VALUES (:queue, {NOW if paused else "NULL"})
+                ON CONFLICT (queue) DO UPDATE SET paused_at =
+                    CASE WHEN excluded.paused_at IS NULL THEN NULL
+                         ELSE coalesce({table}.paused_at, excluded.paused_at) END""",
+            {"queue": queue},
+        )
+
+    # Drift
+
+    def catalogue(self, table: str) -> Sequence[Statement]:
+        return [
+            Statement(f"SELECT name, type, \"notnull\", dflt_value FROM pragma_table_info('{table}')", {}),
+            Statement(
+                f"""SELECT list."unique",
+                          (SELECT group_concat(name, ',') FROM (
+                              SELECT name FROM pragma_index_info(list.name) ORDER BY seqno)),
+                          coalesce((SELECT sql FROM sqlite_master WHERE name = list.name), '')
+                   FROM pragma_index_list('{table}') AS list""",
+                {},
+            ),
+        ]
+
+    def read_catalogue(self, table: str, answers: Sequence[Sequence[Row]]) -> Sequence[Difference]:
+        columns, indexes = answers
+        if not columns:
+            return [Difference(f"table {table} does not exist", fatal=True)]
+        return compare(
+            table,
+            self.tables.described()[table],
+            [
+                LiveColumn(name, _known(kind), not not_null, default is not None)
+                for name, kind, not_null, default in columns
+            ],
+            [
+                LiveIndex(tuple(names.split(",")), bool(unique), sql.partition("WHERE ")[2])
+                for unique, names, sql in indexes
+            ],
+            _type_of,
+        )
+
+
+_HELD = "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:held)"
+_DEATHS = """SELECT json_extract(value, '$[0]') AS held_id, json_extract(value, '$[1]') AS held_token,
+                    json_extract(value, '$[2]') AS reason, json_extract(value, '$[3]') AS error,
+                    json_extract(value, '$[4]') AS failed, json_extract(value, '$[5]') AS started
+             FROM json_each(:held)"""
+
+_TYPES = {
+    "identity": "integer",
+    "smallint": "smallint",
+    "integer": "integer",
+    "string": "varchar",
+    "text": "text",
+    "uuid": "char(32)",
+    "bytes": "blob",
+    "json": "text",
+    "timestamp": "datetime",
+}
+
+
+def _type_of(column: Column) -> str:
+    return _TYPES[column.kind]
+
+
+def _known(kind: str) -> str:
+    """A declared type as this module calls it: SQLite keeps whatever it was told."""
+    kind = kind.lower()
+    if kind.startswith("varchar"):
+        return "varchar"
+    return "text" if kind == "json" else kind
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def _held(deliveries: Sequence[Delivery]) -> str:
+    return json.dumps([[delivery.id, delivery.token.hex] for delivery in deliveries])
+
+
+def _deaths(settlements: Settlements) -> str:
+    return json.dumps(
+        [
+            [
+                delivery.id,
+                delivery.token.hex,
+                outcome.reason,
+                outcome.error,
+                *counts(delivery, outcome),
+            ]
+            for delivery, outcome in settlements.dead
+        ]
+    )
+
+
+def _moves(moved: Sequence[tuple[Delivery, Retry | Release]]) -> str:
+    return json.dumps(
+        [
+            [
+                delivery.id,
+                delivery.token.hex,
+                outcome.delay if isinstance(outcome, Retry) else None,
+                *counts(delivery, outcome),
+            ]
+            for delivery, outcome in moved
+        ]
+    )

@@ -1,0 +1,240 @@
+"""The port over anything that executes text.
+
+An adapter brings three things: how to run statements on a caller's transaction (or a short one of its own), the same
+synchronously, and how to open a connection for a worker. Everything else is here, once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Protocol, TypeAlias
+from uuid import UUID, uuid4
+
+from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
+from outbox_core.schema import Tables
+from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
+from outbox_core.store import Armed, Difference, Listener, Settlement, Survey, Want
+
+Maker: TypeAlias = Callable[[Dialect], Sequence[Statement]]
+
+
+class Executor(Protocol):
+    """One connection in autocommit, which belongs to nobody else."""
+
+    async def execute(self, statement: Statement) -> Sequence[Row]:
+        """Run it and return its rows, if any; within a deadline."""
+
+    async def close(self) -> None:
+        """Never raises, never waits for a dead peer."""
+
+
+class SqlStore(ABC):
+    """`Store` on a dialect's statements."""
+
+    dialect: Dialect | None  # None until a session says which database it is
+
+    def __init__(self, tables: Tables, dialect: Dialect | None, *, notify: bool = True) -> None:
+        self.tables = tables
+        self.dialect = dialect
+        self._notify = notify
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @abstractmethod
+    async def run(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
+        """Run what *make* makes for the session's database, in the caller's transaction or one of its own."""
+
+    @abstractmethod
+    def run_sync(self, make: Maker, session: object) -> Sequence[Sequence[Row]]:
+        """The same on a synchronous session."""
+
+    @abstractmethod
+    async def open(self) -> Executor:
+        """A new connection for a worker, not from the application's pool."""
+
+    @abstractmethod
+    async def listen(self, heard: Callable[[str], None]) -> Listener | None: ...
+
+    # Publishing
+
+    async def insert(self, messages: Sequence[NewMessage], session: object | None) -> list[int | None]:
+        return _ids_in_order(messages, await self.run(partial(self._insert, messages), session))
+
+    def insert_sync(self, messages: Sequence[NewMessage], session: object) -> list[int | None]:
+        return _ids_in_order(messages, self.run_sync(partial(self._insert, messages), session))
+
+    def _insert(self, messages: Sequence[NewMessage], dialect: Dialect) -> Sequence[Statement]:
+        return dialect.insert(messages, wake=self._notify and dialect.notifies)
+
+    async def cancel_timer(self, queue: str, timer_id: str, session: object | None) -> bool:
+        return bool(await self._one(lambda dialect: dialect.cancel_timer(queue, timer_id), session))
+
+    # Operating
+
+    async def fetch_unprocessed(self, queue: str | None, limit: int, session: object | None) -> list[PendingMessage]:
+        readers: list[Callable[[Row], PendingMessage]] = []
+
+        def look(dialect: Dialect) -> Statement:
+            readers.append(dialect.read_pending)
+            return dialect.fetch_unprocessed(queue, limit)
+
+        return [readers[0](row) for row in await self._one(look, session)]
+
+    async def redrive(
+        self,
+        *,
+        queue: str | None,
+        ids: Sequence[int] | None,
+        reason: str | None,
+        limit: int | None,
+        dry_run: bool,
+        session: object | None,
+    ) -> int:
+        answers = await self.run(lambda dialect: dialect.redrive(queue, ids, reason, limit, dry_run=dry_run), session)
+        return int(answers[-1][0][0])
+
+    async def purge_dead_letters(
+        self, older_than: timedelta, queue: str | None, limit: int, session: object | None
+    ) -> int:
+        return len(await self._one(lambda dialect: dialect.purge_dead_letters(older_than, queue, limit), session))
+
+    async def stats(self) -> OutboxStats:
+        answers = [list(rows) for rows in await self.run(self._stats, None)]
+        live = {row[0]: row for row in answers.pop(0)}
+        dead: dict[str, int] = {}
+        if self.tables.dead_letters is not None:
+            dead = {row[0]: row[1] for row in answers.pop(0)}
+        paused = {row[0] for row in answers.pop(0)} if self.tables.queues is not None else set()
+        return OutboxStats(
+            {queue: _queue_stats(queue, live, dead, paused) for queue in sorted({*live, *dead, *paused})}
+        )
+
+    def _stats(self, dialect: Dialect) -> Sequence[Statement]:
+        statements = [dialect.stats()]
+        if self.tables.dead_letters is not None:
+            statements.append(dialect.dead_counts())
+        if self.tables.queues is not None:
+            statements.append(dialect.paused_queues())
+        return statements
+
+    async def set_paused(self, queue: str, paused: bool, session: object | None) -> None:
+        await self._one(lambda dialect: dialect.set_paused(queue, paused), session)
+
+    async def differences(self) -> Mapping[str, Sequence[Difference]]:
+        found: dict[str, Sequence[Difference]] = {}
+        for table in self.tables.described():
+            answers = await self.run(partial(_catalogue, table), None)
+            assert self.dialect is not None, "a store that can run by itself knows its database"
+            if differences := self.dialect.read_catalogue(table, answers):
+                found[table] = differences
+        return found
+
+    async def _one(self, make: Callable[[Dialect], Statement], session: object | None) -> Sequence[Row]:
+        return (await self.run(lambda dialect: [make(dialect)], session))[0]
+
+    # Working
+
+    async def connect(self) -> "SqlLink":
+        executor = await self.open()
+        assert self.dialect is not None, "a store that can open connections knows its database"
+        try:
+            for statement in self.dialect.setup():
+                await executor.execute(statement)
+        except BaseException:
+            await executor.close()
+            raise
+        return SqlLink(executor, self.dialect)
+
+
+class SqlLink:
+    """`Link` on one executor."""
+
+    def __init__(self, executor: Executor, dialect: Dialect) -> None:
+        self._executor = executor
+        self._dialect = dialect
+        self._armed = False
+
+    async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
+        token, suspect = uuid4(), uuid4()
+        statement = self._dialect.claim(wants, total=total, lease=lease, token=token, suspect=suspect)
+        rows = await self._executor.execute(statement)
+        deliveries = [self._dialect.read_delivery(row, suspect) for row in rows]
+        place = {(want.band.queue, want.band.priority): number for number, want in enumerate(wants)}
+        deliveries.sort(key=lambda delivery: (place[delivery.queue, delivery.priority], delivery.due_at, delivery.id))
+        return deliveries
+
+    async def survey(self, queues: Sequence[str]) -> Survey:
+        return self._dialect.read_survey(await self._executor.execute(self._dialect.survey(queues)))
+
+    async def arm(self, queues: Sequence[str]) -> Armed:
+        await self.disarm()
+        self._armed = True
+        states = {row[0] for row in await self._executor.execute(self._dialect.arm(queues))}
+        if "publishing" in states:
+            await self.disarm()
+            return "publishing"
+        return "proxied" if "proxied" in states else "armed"
+
+    async def disarm(self) -> None:
+        if self._armed:
+            await self._executor.execute(self._dialect.disarm())
+            self._armed = False
+
+    async def begin(self, delivery: Delivery) -> bool:
+        return bool(await self._executor.execute(self._dialect.begin(delivery)))
+
+    async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
+        return {row[0] for row in await self._executor.execute(self._dialect.extend(deliveries, lease))}
+
+    async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
+        statements = self._dialect.settle(Settlements.of(settlements), worker=worker)
+        if not self._dialect.settles_in_transaction or len(statements) < 2:
+            return {row[0] for statement in statements for row in await self._executor.execute(statement)}
+        await self._executor.execute(Statement("BEGIN IMMEDIATE", {}))
+        try:
+            ours = {row[0] for statement in statements for row in await self._executor.execute(statement)}
+            await self._executor.execute(Statement("COMMIT", {}))
+        except BaseException:
+            await self._executor.execute(Statement("ROLLBACK", {}))
+            raise
+        return ours
+
+    async def notify(self, payload: str) -> None:
+        await self._executor.execute(self._dialect.notify(payload))
+
+    async def ping(self) -> None:
+        await self._executor.execute(Statement("SELECT 1", {}))
+
+    async def close(self) -> None:
+        await self._executor.close()
+
+
+def _catalogue(table: str, dialect: Dialect) -> Sequence[Statement]:
+    return dialect.catalogue(table)
+
+
+def _ids_in_order(messages: Sequence[NewMessage], answers: Sequence[Sequence[Row]]) -> list[int | None]:
+    if len(messages) == 1 and messages[0].timer_conflict != "ignore":
+        return [answers[0][0][0] if answers[0] else None]  # the row may keep the message id it had
+    ids = {_key(row[1]): row[0] for rows in answers for row in rows}
+    return [ids.get(message.message_id.int) for message in messages]
+
+
+def _key(message_id: object) -> int:
+    return message_id.int if isinstance(message_id, UUID) else int(str(message_id).replace("-", ""), 16)
+
+
+def _queue_stats(queue: str, live: Mapping[str, Row], dead: Mapping[str, int], paused: set[str]) -> QueueStats:
+    _, ready, scheduled, leased, parked, oldest = live.get(queue, (queue, 0, 0, 0, 0, None))
+    return QueueStats(
+        queue=queue,
+        ready=ready,
+        scheduled=scheduled,
+        leased=leased,
+        dead=parked + dead.get(queue, 0),
+        oldest_age=oldest,
+        paused=queue in paused,
+    )

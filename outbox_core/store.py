@@ -1,0 +1,171 @@
+"""The port: how the rest of the library reaches the rows.
+
+`Store` is what publishers and operators use, on a transaction of the caller's or a short one of its own. `Link` is one
+live connection of a worker's own, never from the application's pool; its statements are transactions of their own.
+`Listener` hears that something was published.
+
+Every store passes `tests/contract/`. `outbox_core.memory` is the reference to read; `outbox_core.sql` implements the port
+for everything that executes text.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage
+from outbox_core.outcome import Outcome
+
+Armed: TypeAlias = Literal["armed", "proxied", "publishing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """The messages of one queue and one priority: what one ordered index scan covers."""
+
+    queue: str
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Claim at most *limit* from *band*; skip what was due before *since* (a hint that saves dead index entries)."""
+
+    band: Band
+    limit: int
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What lies in the queues, without a lease.
+
+    `bands`: those that have rows. `due_in`: seconds until the next message becomes due, 0 or less if one is, None if
+    nothing is scheduled. `paused`: queues that no worker may claim from.
+    """
+
+    bands: tuple[Band, ...]
+    due_in: float | None
+    paused: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """One delivery's end, to be written if its lease token is still the row's."""
+
+    delivery: Delivery
+    outcome: Outcome
+
+
+class Difference(NamedTuple):
+    """One way in which a live table is not the described one. *fatal*: messages could not be published or handled."""
+
+    text: str
+    fatal: bool
+
+
+class Link(Protocol):
+    """A worker's own connection. Its methods are called one at a time; any exception makes the caller replace it."""
+
+    async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
+        """Lease up to *total* due messages for *lease* seconds, by want, then oldest first.
+
+        Concurrent claims never return the same row. Rows whose lease has ended come back as suspects.
+        """
+
+    async def survey(self, queues: Sequence[str]) -> Survey:
+        """Look at *queues* without a lease."""
+
+    async def arm(self, queues: Sequence[str]) -> Armed:
+        """Ask publishers of *queues* to notify, until `disarm` or the end of the link.
+
+        `armed`: what was published without a notification can be seen by the next claim, and what is published later
+        will be notified. `proxied`: the same holds as long as another worker sleeps; ask again soon. `publishing`: a
+        transaction that will not notify is still open; look again very soon.
+        """
+
+    async def disarm(self) -> None:
+        """Publishers need not notify: this worker is awake and looks by itself. Does nothing if not armed."""
+
+    async def begin(self, delivery: Delivery) -> bool:
+        """Count a delivery before its handler starts. False: the lease is lost."""
+
+    async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
+        """Extend the leases to *lease* seconds from now; return the ids that were still ours."""
+
+    async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
+        """Write all outcomes; return the ids that were still ours. Nothing is changed for the others.
+
+        Repeating it after an unknown answer is safe.
+        """
+
+    async def notify(self, payload: str) -> None:
+        """Send *payload* on the wake-up channel; used to prove that listening works."""
+
+    async def ping(self) -> None:
+        """A round trip."""
+
+    async def close(self) -> None:
+        """Give the connection up; never raises, never waits for a dead peer."""
+
+
+class Listener(Protocol):
+    """Hears what publishers notify."""
+
+    async def closed(self) -> None:
+        """Return when nothing more will be heard."""
+
+    async def close(self) -> None:
+        """Stop listening; never raises."""
+
+
+class Store(Protocol):
+    """One outbox, as publishers, operators and workers see it. *session* is the adapter's; None: a transaction of its own."""
+
+    @property
+    def name(self) -> str:
+        """Database and table for logs and errors, without credentials."""
+
+    async def insert(self, messages: Sequence[NewMessage], session: object | None) -> list[int | None]:
+        """Insert all or nothing; the row ids in order, None where a live timer or the same message id exists."""
+
+    def insert_sync(self, messages: Sequence[NewMessage], session: object) -> list[int | None]:
+        """The same on a synchronous session, without an event loop."""
+
+    async def cancel_timer(self, queue: str, timer_id: str, session: object | None) -> bool:
+        """Delete the live timer unless a worker holds it; say whether there was one."""
+
+    async def fetch_unprocessed(self, queue: str | None, limit: int, session: object | None) -> list[PendingMessage]:
+        """The oldest *limit* rows by id, leased or not, without leasing them."""
+
+    async def redrive(
+        self,
+        *,
+        queue: str | None,
+        ids: Sequence[int] | None,
+        reason: str | None,
+        limit: int | None,
+        dry_run: bool,
+        session: object | None,
+    ) -> int:
+        """Put dead letters back with their message ids and fresh counters; how many (or would be, on a dry run)."""
+
+    async def purge_dead_letters(
+        self, older_than: timedelta, queue: str | None, limit: int, session: object | None
+    ) -> int:
+        """Delete dead letters that failed more than *older_than* ago; how many."""
+
+    async def stats(self) -> OutboxStats:
+        """Counts by queue at one moment."""
+
+    async def set_paused(self, queue: str, paused: bool, session: object | None) -> None:
+        """Stop or resume every worker's claiming from *queue*; repeating it changes nothing."""
+
+    async def differences(self) -> Mapping[str, Sequence[Difference]]:
+        """What the live tables lack or have too much of, by table; empty if they fit."""
+
+    async def connect(self) -> Link:
+        """A new link on a connection of its own."""
+
+    async def listen(self, heard: Callable[[str], None]) -> Listener | None:
+        """Listen on a connection of its own; None if this store cannot."""

@@ -1,0 +1,244 @@
+"""The engine of one process: claim, dispatch, settle, for any number of subscribers.
+
+    rows --claimer--> deliveries --slots--> outcomes --settler--> rows
+
+Three connections serve any number of subscribers and handlers: one claims, one settles and extends leases, one listens.
+They are the worker's own, never the application's pool. The worker survives any outage of the database, and stops in
+order: no more claims, give back what has not begun, wait for handlers, write what they did.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import socket
+from collections.abc import Sequence
+from secrets import token_hex
+from time import monotonic
+
+from outbox_core.claimer import Claimer
+from outbox_core.errors import NotStarted, OptionError, SchemaMismatch
+from outbox_core.events import Event, LeaseLost, ListenDegraded, Observer, WorkerStarted, WorkerStopped
+from outbox_core.links import LinkDown, LinkKeeper
+from outbox_core.settler import Settler
+from outbox_core.slots import Consumer, Isolation
+from outbox_core.store import Listener, Store
+
+logger = logging.getLogger("outbox")
+
+TICK = 1.0  # seconds between looks at leases and stalled buffers
+PROOF_TIMEOUT = 2.0  # seconds in which a notification to oneself must arrive
+PROOF_AGAIN = 60.0  # seconds until listening is tried again where it did not work
+SETTLE_TIMEOUT = 5.0  # seconds for the last outcomes at the end
+
+
+class Worker:
+    """Runs consumers on a store. Loop-bound parts are made by `start`, so one object lives through many loops."""
+
+    def __init__(self, store: Store, *, name: str | None = None, observers: Sequence[Observer] = ()) -> None:
+        self.store = store
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}:{token_hex(2)}"
+        self._observers = tuple(observers)
+        self._consumers: list[Consumer] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._listening = False
+        self._released = 0
+        self._cut = 0
+        self.running = False
+
+    # Life
+
+    async def start(self) -> None:
+        """Connect, check the tables, and start claiming for what is added. Does nothing if running.
+
+        Raises `DatabaseUnavailable` or `SchemaMismatch`: a worker that cannot begin says so at once; later it survives.
+        """
+        if self.running:
+            return
+        await self._check_tables()
+        self._claims = LinkKeeper("claim", self.store, self._observe)
+        self._settles = LinkKeeper("settle", self.store, self._observe)
+        try:
+            await self._claims.connect()
+            await self._settles.connect()
+        except BaseException:
+            await self._claims.close()
+            raise
+        self._settler = Settler(self._settles, worker=self.name, observe=self._observe)
+        self._claimer = Claimer(self._claims, self._settler, observe=self._observe)
+        self._claimer.listening = lambda: self._listening
+        self._isolation = Isolation()
+        self._listen_tried = asyncio.Event()
+        self.running = True
+        loops = (self._claimer.run(), self._settler.run(), self._tend(), self._listen())
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
+        await self._listen_tried.wait()
+        self._observe(WorkerStarted(self.name, self._claimer.queues, self._listening))
+
+    async def _check_tables(self) -> None:
+        for table, differences in (await self.store.differences()).items():
+            if fatal := [difference.text for difference in differences if difference.fatal]:
+                raise SchemaMismatch(table, fatal)
+            for difference in differences:
+                logger.warning("%s in %s: %s; claims may be slow", table, self.store.name, difference.text)
+
+    def add(self, consumer: Consumer) -> None:
+        """Start *consumer*'s slots and claim for its queues."""
+        if not self.running:
+            raise NotStarted("the worker is not running; start it before adding consumers")
+        for queue in consumer.options.queues:
+            if queue in self._claimer.queues:
+                raise OptionError(
+                    f"queue {queue!r} has two subscribers, and each would get some of its messages; "
+                    "give one subscriber several handlers with filter=…"
+                )
+        observe = self._observe if self._observers else None
+        consumer.start(self._settler, self._isolation, observe=observe, need=self._claimer.nudge)
+        self._consumers.append(consumer)
+        self._claimer.add(consumer)
+
+    async def remove(self, consumer: Consumer, *, timeout: float) -> None:
+        """Drain one consumer; the others go on."""
+        if consumer not in self._consumers:
+            return
+        self._claimer.remove(consumer)
+        self._consumers.remove(consumer)
+        released, cut = await consumer.stop(timeout)
+        if cut:
+            logger.warning("%d handlers of %r were cut after %g s", cut, consumer.options.queues, timeout)
+        self._released += released
+        self._cut += cut
+        await self._write_the_rest()
+
+    async def stop(self, *, timeout: float) -> None:
+        """Drain and disconnect. Handlers get *timeout* seconds; those that are cut are given back. Idempotent."""
+        if not self.running:
+            return
+        self.running = False
+        self._claimer.stop()
+        await asyncio.wait(self._tasks[:1], timeout=SETTLE_TIMEOUT)  # the claim on its way lands first
+        await asyncio.gather(*(self.remove(consumer, timeout=timeout) for consumer in [*self._consumers]))
+        await self._write_the_rest()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        await asyncio.gather(self._claims.close(), self._settles.close())
+        self._observe(WorkerStopped(self.name, self._released, self._cut))
+        self._released = self._cut = 0
+
+    async def _write_the_rest(self) -> None:
+        try:
+            async with asyncio.timeout(SETTLE_TIMEOUT):
+                await self._settler.drained()
+        except TimeoutError:
+            logger.warning(
+                "%d outcomes could not be written in %g s; these messages will be delivered again",
+                self._settler.unsettled,
+                SETTLE_TIMEOUT,
+            )
+
+    # Health
+
+    async def ping(self, timeout: float | None = None) -> bool:
+        """Whether the database answers, every loop is alive and claims succeed. Never raises."""
+        if not self.running or any(task.done() for task in self._tasks):
+            return False
+        longest = max((consumer.options.max_fetch_interval for consumer in self._consumers), default=TICK)
+        if monotonic() - self._claims.last_success > 2 * max(longest, TICK) + 10:
+            return False
+        try:
+            async with asyncio.timeout(timeout):
+                await self._settles.call(lambda link: link.ping())
+        except (LinkDown, TimeoutError):
+            return False
+        return True
+
+    # Loops
+
+    async def _tend(self) -> None:
+        """Extend leases in time, and give back what waits behind a handler that does not come to an end."""
+        due = monotonic()
+        completed: dict[Consumer, int] = {}
+        while True:
+            await asyncio.sleep(min(TICK, max(0.1, due - monotonic())))
+            completed = self._give_back_stalled(completed)
+            if monotonic() < due:
+                continue
+            try:
+                await self._settler.extend()
+            except LinkDown:
+                await self._settles.pause()
+            else:
+                shortest = min((consumer.options.lease_ttl_seconds for consumer in self._consumers), default=TICK * 3)
+                due = monotonic() + shortest / 3
+
+    def _give_back_stalled(self, before: dict[Consumer, int]) -> dict[Consumer, int]:
+        for consumer in self._consumers:
+            if before.get(consumer) == consumer.completed and consumer.options.prefetch is None:
+                consumer.give_back()
+        return {consumer: consumer.completed for consumer in self._consumers}
+
+    async def _listen(self) -> None:
+        """Keep a listener that is proved to hear, or say once that there is none."""
+        degraded: str | None = None
+        try:
+            while True:
+                reason = await self._listen_once()
+                self._listen_tried.set()
+                if reason is None:
+                    degraded = None
+                    await asyncio.sleep(random.uniform(0.1, TICK))  # noqa: S311  no secret
+                    continue
+                if reason != degraded:
+                    degraded = reason
+                    logger.warning("no wake-ups from %s: %s; polling instead", self.store.name, reason)
+                    self._observe(ListenDegraded(reason))
+                await asyncio.sleep(PROOF_AGAIN)
+        finally:
+            self._listen_tried.set()
+
+    async def _listen_once(self) -> str | None:
+        """Listen until the connection ends (None), or say why that does not work."""
+        proof, proved = f"proof:{token_hex(8)}", asyncio.Event()
+
+        def heard(payload: str) -> None:
+            if payload == proof:
+                proved.set()
+            else:
+                self._claimer.heard(payload)
+
+        listener: Listener | None = None
+        try:
+            listener = await self.store.listen(heard)
+            if listener is None:
+                return "this database or driver has none"
+            await self._settles.call(lambda link: link.notify(proof))
+            async with asyncio.timeout(PROOF_TIMEOUT):
+                await proved.wait()
+            self._listening = True
+            self._listen_tried.set()
+            self._claimer.nudge()
+            await listener.closed()
+        except TimeoutError:
+            return "a notification to itself did not arrive (a pooler in transaction mode swallows LISTEN)"
+        except Exception as error:
+            return repr(error)
+        finally:
+            self._listening = False
+            if listener is not None:
+                await listener.close()
+        return None
+
+    # Events
+
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, LeaseLost):
+            for consumer in self._consumers:
+                if event.delivery.queue in consumer.options.queues:
+                    consumer.lost(event.delivery)
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:
+                logger.exception("an observer failed on %r", event)

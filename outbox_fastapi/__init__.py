@@ -1,0 +1,1 @@
+"""The outbox for FastAPI. Only its place is kept here; `OutboxRouter` follows."""

@@ -1,0 +1,38 @@
+"""FastStream's broker on an SQLAlchemy engine."""
+
+from typing import Any
+
+from sqlalchemy import Table
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from outbox_core.errors import OptionError
+from outbox_core.faststream import OutboxBroker as CoreBroker
+from outbox_sqlalchemy.store import SqlAlchemyStore
+from outbox_sqlalchemy.tables import OutboxTables, names_of
+
+
+class OutboxBroker(CoreBroker):
+    """Publishes on SQLAlchemy sessions and connections; consumes on three connections of its own.
+
+    *engine*: the caller's, never disposed; without one, the broker only publishes, with `session=`. *outbox_table*: made
+    by `make_outbox_table`, or the whole set of `make_outbox_tables`; None: a table named "outbox". *dlq_table*: where dead
+    letters go; None: they stay in the outbox table, parked with their reason. *notify*: whether publishers wake sleeping
+    workers; without it they poll. *listen_dsn*: a direct connection for LISTEN past a pooler. The other arguments are
+    those of `outbox_core.faststream.OutboxBroker`.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine | None = None,
+        *,
+        outbox_table: Table | OutboxTables | None = None,
+        dlq_table: Table | None = None,
+        notify: bool = True,
+        listen_dsn: str | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(outbox_table, OutboxTables) and dlq_table is not None:
+            raise OptionError("dlq_table is part of the set made by make_outbox_tables; pass one of them")
+        tables = names_of(outbox_table, dlq_table)
+        self.engine = engine
+        super().__init__(SqlAlchemyStore(engine, tables, notify=notify, listen_dsn=listen_dsn), **options)

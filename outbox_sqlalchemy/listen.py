@@ -1,0 +1,73 @@
+"""LISTEN on the driver underneath SQLAlchemy: asyncpg calls back, psycopg is waited for."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from outbox_core.store import Listener
+
+
+async def listen_on(connection: AsyncConnection, channel: str, heard: Callable[[str], None]) -> Listener | None:
+    """Listen on a connection that is ours alone; None, and it is closed, if its driver cannot."""
+    raw = await connection.get_raw_connection()
+    driver = connection.dialect.driver
+    if driver == "asyncpg":
+        asyncpg_listener = AsyncpgListener(connection, raw.driver_connection, channel, heard)
+        await asyncpg_listener.start()
+        return asyncpg_listener
+    if driver.startswith("psycopg") and connection.dialect.is_async:
+        psycopg_listener = PsycopgListener(connection, raw.driver_connection, channel, heard)
+        await psycopg_listener.start()
+        return psycopg_listener
+    await connection.close()
+    return None
+
+
+class AsyncpgListener:
+    """asyncpg keeps reading its socket by itself."""
+
+    def __init__(self, connection: AsyncConnection, driver: Any, channel: str, heard: Callable[[str], None]) -> None:
+        self._connection = connection
+        self._driver = driver
+        self._channel = channel
+        self._heard = heard
+        self._ended = asyncio.Event()
+
+    async def start(self) -> None:
+        self._driver.add_termination_listener(lambda _: self._ended.set())
+        await self._driver.add_listener(self._channel, lambda _c, _p, _ch, payload: self._heard(payload))
+
+    async def closed(self) -> None:
+        await self._ended.wait()
+
+    async def close(self) -> None:
+        self._driver.terminate()
+        await asyncio.gather(self._connection.close(), return_exceptions=True)
+
+
+class PsycopgListener:
+    """psycopg reads notifications while somebody iterates over them."""
+
+    def __init__(self, connection: AsyncConnection, driver: Any, channel: str, heard: Callable[[str], None]) -> None:
+        self._connection = connection
+        self._driver = driver
+        self._channel = channel
+        self._heard = heard
+
+    async def start(self) -> None:
+        await self._driver.execute(f'LISTEN "{self._channel}"')
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        async for notification in self._driver.notifies():
+            self._heard(notification.payload)
+
+    async def closed(self) -> None:
+        await asyncio.wait([self._reading])
+
+    async def close(self) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        await asyncio.gather(self._connection.close(), return_exceptions=True)

@@ -1,0 +1,188 @@
+"""The core's port on an `AsyncEngine`: statements on the caller's transactions, and connections of a worker's own.
+
+The engine stays the caller's: it is never disposed, and a worker's connections are detached from its pool, so a pool of
+one is as good as a pool of fifty.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+
+from sqlalchemy import Connection, TextClause, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from outbox_core.errors import (
+    DatabaseUnavailable,
+    NotStarted,
+    OptionError,
+    SchemaMismatch,
+    UnsupportedDatabase,
+    WrongType,
+)
+from outbox_core.schema import Tables
+from outbox_core.sql import Dialect, Maker, Row, SqlStore, Statement, dialect_for
+from outbox_core.store import Listener
+from outbox_sqlalchemy.listen import listen_on
+from outbox_sqlalchemy.sessions import check_same_database, describe, use_async, use_sync
+
+DEADLINE = 10.0  # seconds for any statement of a worker's
+CLOSE_DEADLINE = 2.0
+
+# PostgreSQL's "undefined table", "undefined column" and "datatype mismatch"; SQLite says it in words.
+_SCHEMA_STATES = {"42P01", "42703", "42804", "3F000"}
+_SCHEMA_WORDS = ("no such table", "has no column named", "no such column", "does not exist", "datatype mismatch")
+
+
+class SqlAlchemyStore(SqlStore):
+    """`Store` on SQLAlchemy. Without an engine it can publish on sessions and nothing else."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine | None,
+        tables: Tables,
+        *,
+        notify: bool = True,
+        listen_dsn: str | None = None,
+    ) -> None:
+        if engine is not None:
+            _check_engine(engine)
+        self.engine = engine
+        self._listen_dsn = listen_dsn
+        super().__init__(tables, None if engine is None else dialect_for(engine.dialect.name, tables), notify=notify)
+
+    @property
+    def name(self) -> str:
+        place = "no database" if self.engine is None else describe(self.engine.url)
+        return f"{place}/{self.tables.schema + '.' if self.tables.schema else ''}{self.tables.outbox}"
+
+    # On a caller's transaction
+
+    async def run(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
+        work = partial(self._run_on, make)
+        if session is not None:
+            return await use_async(session, work)
+        try:
+            async with self._engine.begin() as connection:
+                return await connection.run_sync(work)
+        except (OSError, InterfaceError, OperationalError) as error:
+            raise self._unavailable(error) from error
+
+    def run_sync(self, make: Maker, session: object) -> Sequence[Sequence[Row]]:
+        return use_sync(session, partial(self._run_on, make))
+
+    def _run_on(self, make: Maker, connection: Connection) -> Sequence[Sequence[Row]]:
+        check_same_database(connection, self.engine)
+        statements = make(self._dialect_of(connection))
+        try:
+            return [_execute(connection, statement) for statement in statements]
+        except DBAPIError as error:
+            if _is_schema_error(error):
+                raise SchemaMismatch(
+                    self.tables.outbox, [f"{_first_line(error)}; create or migrate it before publishing"]
+                ) from error
+            raise
+
+    def _dialect_of(self, connection: Connection) -> Dialect:
+        if self.dialect is None:
+            self.dialect = dialect_for(connection.dialect.name, self.tables)
+        return self.dialect
+
+    @property
+    def _engine(self) -> AsyncEngine:
+        if self.engine is None:
+            raise NotStarted("without a session this needs a database; create the broker with an engine")
+        return self.engine
+
+    # Connections of a worker's own
+
+    async def open(self) -> "SqlAlchemyExecutor":
+        engine = self._engine
+        if engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:"):
+            raise OptionError(
+                "a worker needs an SQLite database in a file, since each connection to one in memory is another "
+                "database; use sqlite+aiosqlite:///outbox.db"
+            )
+        return SqlAlchemyExecutor(await self._connect(engine))
+
+    async def listen(self, heard: Callable[[str], None]) -> Listener | None:
+        if not self.engine or self.engine.dialect.name != "postgresql":
+            return None
+        if self._listen_dsn is None:
+            return await listen_on(await self._connect(self.engine), self.tables.channel, heard)
+        direct = create_async_engine(self._listen_dsn, poolclass=NullPool)
+        return await listen_on(await self._connect(direct), self.tables.channel, heard)
+
+    async def _connect(self, engine: AsyncEngine) -> AsyncConnection:
+        """A connection in autocommit that left the pool, so that it costs the application nothing."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                connection = await engine.connect()
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+        except (OSError, SQLAlchemyError, TimeoutError) as error:
+            raise self._unavailable(error) from error
+        except Exception as error:  # asyncpg raises its own errors for a refused login, outside SQLAlchemy's
+            if type(error).__module__.startswith(("asyncpg", "psycopg")):
+                raise self._unavailable(error) from error
+            raise
+        await connection.run_sync(lambda sync: sync.detach())
+        return connection
+
+    def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
+        return DatabaseUnavailable(
+            f"cannot use {self.name}: {_first_line(error)}; check that it runs and that this process may connect"
+        )
+
+
+class SqlAlchemyExecutor:
+    """One detached connection in autocommit."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def execute(self, statement: Statement) -> Sequence[Row]:
+        async with asyncio.timeout(DEADLINE):
+            result = await self._connection.execute(_clause(statement.text), statement.parameters)
+            return result.fetchall() if result.returns_rows else ()
+
+    async def close(self) -> None:
+        await close_quietly(self._connection)
+
+
+async def close_quietly(connection: AsyncConnection) -> None:
+    """Close a detached connection; a dead peer is not waited for."""
+    try:
+        async with asyncio.timeout(CLOSE_DEADLINE):
+            await connection.close()
+    except Exception:
+        await asyncio.gather(connection.invalidate(), return_exceptions=True)
+
+
+def _check_engine(engine: object) -> None:
+    if not isinstance(engine, AsyncEngine):
+        raise WrongType("engine", "an AsyncEngine", engine, 'use create_async_engine("postgresql+asyncpg://…") for it')
+    if engine.dialect.name not in ("postgresql", "sqlite"):
+        raise UnsupportedDatabase(f"no outbox statements for {engine.dialect.name!r}; supported: postgresql, sqlite")
+
+
+@lru_cache(maxsize=512)
+def _clause(sql: str) -> TextClause:
+    return text(sql)
+
+
+def _execute(connection: Connection, statement: Statement) -> Sequence[Row]:
+    result = connection.execute(_clause(statement.text), statement.parameters)
+    return result.fetchall() if result.returns_rows else ()
+
+
+def _is_schema_error(error: DBAPIError) -> bool:
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    if state is not None:
+        return state in _SCHEMA_STATES
+    return any(words in str(error.orig) for words in _SCHEMA_WORDS)
+
+
+def _first_line(error: BaseException) -> str:
+    cause = getattr(error, "orig", None) or error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

