@@ -27,8 +27,8 @@ Handler: TypeAlias = Callable[[Sequence[Delivery]], Awaitable[object]]
 SlotContext: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]
 
 AHEAD = 0.1  # seconds of work that are claimed in advance
-MAX_AHEAD = 500  # messages
-YIELD_EVERY = 0.005  # seconds that handlers which never wait may keep the loop
+MAX_AHEAD = 2_000  # messages
+YIELD_EVERY = 0.001  # seconds that handlers which never wait may keep the loop, on which claims and settlements wait
 
 
 class Isolation:
@@ -238,18 +238,18 @@ class Consumer:
 
     async def _deliver(self, batch: list[Delivery]) -> None:
         startable = [delivery for delivery in batch if self._may_start(delivery)]
-        normal = [delivery for delivery in startable if not delivery.suspect]
+        suspects = [delivery for delivery in startable if delivery.suspect]
+        normal = [delivery for delivery in startable if not delivery.suspect] if suspects else startable
         if normal:
             await self._isolation.enter()
             try:
                 await self._run(normal)
             finally:
                 self._isolation.leave()
-        for suspect in startable:
-            if suspect.suspect and not suspect.lease_lost:
-                async with self._isolation.alone():
-                    if await self._settler.begin(suspect):
-                        await self._run([suspect])
+        for suspect in suspects:
+            async with self._isolation.alone():
+                if not suspect.lease_lost and await self._settler.begin(suspect):
+                    await self._run([suspect])
 
     def _may_start(self, delivery: Delivery) -> bool:
         if monotonic() > delivery.lease_ends:

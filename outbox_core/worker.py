@@ -29,6 +29,7 @@ logger = logging.getLogger("outbox")
 TICK = 1.0  # seconds between looks at leases and stalled buffers
 PROOF_TIMEOUT = 2.0  # seconds in which a notification to oneself must arrive
 PROOF_AGAIN = 60.0  # seconds until listening is tried again where it did not work
+NO_LISTEN = "this store has no wake-ups"
 SETTLE_TIMEOUT = 5.0  # seconds for the last outcomes at the end
 
 
@@ -142,7 +143,8 @@ class Worker:
 
     async def ping(self, timeout: float | None = None) -> bool:
         """Whether the database answers, every loop is alive and claims succeed. Never raises."""
-        if not self.running or any(task.done() for task in self._tasks):
+        claiming_settling_tending = self._tasks[:3]
+        if not self.running or any(task.done() for task in claiming_settling_tending):
             return False
         longest = max((consumer.options.max_fetch_interval for consumer in self._consumers), default=TICK)
         if monotonic() - self._claims.last_success > 2 * max(longest, TICK) + 10:
@@ -186,6 +188,8 @@ class Worker:
             while True:
                 reason = await self._listen_once()
                 self._listen_tried.set()
+                if reason == NO_LISTEN:
+                    return
                 if reason is None:
                     degraded = None
                     await asyncio.sleep(random.uniform(0.1, TICK))  # noqa: S311  no secret
@@ -212,7 +216,7 @@ class Worker:
         try:
             listener = await self.store.listen(heard)
             if listener is None:
-                return "this database or driver has none"
+                return NO_LISTEN
             await self._settles.call(lambda link: link.notify(proof))
             async with asyncio.timeout(PROOF_TIMEOUT):
                 await proved.wait()

@@ -12,17 +12,22 @@ from outbox_core.store import Listener
 async def listen_on(connection: AsyncConnection, channel: str, heard: Callable[[str], None]) -> Listener | None:
     """Listen on a connection that is ours alone; None, and it is closed, if its driver cannot."""
     raw = await connection.get_raw_connection()
-    driver = connection.dialect.driver
-    if driver == "asyncpg":
-        asyncpg_listener = AsyncpgListener(connection, raw.driver_connection, channel, heard)
-        await asyncpg_listener.start()
-        return asyncpg_listener
-    if driver.startswith("psycopg") and connection.dialect.is_async:
-        psycopg_listener = PsycopgListener(connection, raw.driver_connection, channel, heard)
-        await psycopg_listener.start()
-        return psycopg_listener
-    await connection.close()
-    return None
+    assert raw.dbapi_connection is not None, "a connection that was just opened is there"
+    driver = connection.dialect.get_driver_connection(raw.dbapi_connection)
+    listener: AsyncpgListener | PsycopgListener
+    if connection.dialect.driver == "asyncpg":
+        listener = AsyncpgListener(connection, driver, channel, heard)
+    elif connection.dialect.driver.startswith("psycopg"):
+        listener = PsycopgListener(connection, driver, channel, heard)
+    else:
+        await connection.close()
+        return None
+    try:
+        await listener.start()
+    except BaseException:
+        await listener.close()
+        raise
+    return listener
 
 
 class AsyncpgListener:
@@ -56,6 +61,8 @@ class PsycopgListener:
         self._channel = channel
         self._heard = heard
 
+        self._reading: asyncio.Task[None] | None = None
+
     async def start(self) -> None:
         await self._driver.execute(f'LISTEN "{self._channel}"')
         self._reading = asyncio.create_task(self._read())
@@ -65,9 +72,11 @@ class PsycopgListener:
             self._heard(notification.payload)
 
     async def closed(self) -> None:
-        await asyncio.wait([self._reading])
+        if self._reading is not None:
+            await asyncio.wait([self._reading])
 
     async def close(self) -> None:
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
         await asyncio.gather(self._connection.close(), return_exceptions=True)

@@ -4,6 +4,7 @@ FastStream's internals settle with 1.0 (ag2ai/faststream#2806); until then `fast
 change upstream breaks this page first.
 """
 
+from faststream._internal._compat import json_loads
 from faststream._internal.broker import BrokerUsecase
 from faststream._internal.broker.registrator import Registrator
 from faststream._internal.broker.router import ArgsContainer, BrokerRouter, SubscriberRoute
@@ -58,6 +59,7 @@ __all__ = [
     "TestBroker",
     "change_producer",
     "get_broker_logger",
+    "json_loads",
     "make_logger_state",
     "resolve_context_by_name",
 ]

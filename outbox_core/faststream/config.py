@@ -45,6 +45,11 @@ class OutboxSubscriberConfig(SubscriberUsecaseConfig):
     propagate_inbound_headers: bool = False
 
     @property
+    def auto_ack_disabled(self) -> bool:
+        """Upstream's middleware is not entered; see `outbox_core.faststream.acknowledgement`."""
+        return True
+
+    @property
     def ack_policy(self) -> AckPolicy:
         for policy in (self._ack_policy, self._outer_config.ack_policy):
             if policy is not EMPTY:

@@ -9,18 +9,21 @@ the day it is released.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from inspect import iscoroutinefunction
 from typing import Any, cast
 
-from faststream.exceptions import FeatureNotSupportedException, StopConsume
+from faststream.exceptions import FeatureNotSupportedException, HandlerException, StopConsume
 from faststream.message import StreamMessage
 from faststream.middlewares import AckPolicy
+from faststream.response import Response, ensure_response
 from faststream.specification.asyncapi.utils import resolve_payloads
 from faststream.specification.schema import Message, Operation, SubscriberSpec
 
 from outbox_core.errors import NotStarted
 from outbox_core.faststream._compat import CallsCollection, SubscriberSpecification, SubscriberUsecase
+from outbox_core.faststream.acknowledgement import vote_after_failure, vote_after_return, vote_of_exception
 from outbox_core.faststream.config import (
     OutboxBrokerConfig,
     OutboxSubscriberConfig,
@@ -93,6 +96,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
             )
         await worker.start()
         await super().start()
+        self.lock = nullcontext()  # upstream counts what is in flight; here the slots know
         # Records for each message are at the broker's log_level; that it starts is worth INFO.
         self._log(logging.INFO, f"`{self.specification.call_name}` waiting for messages", self.get_log_context(None))
         policy = self.ack_policy
@@ -120,6 +124,22 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
             await self._outer_config.worker.remove(consumer, timeout=self._outer_config.graceful_timeout or 0)
 
     # Handling
+
+    async def process_message(self, msg: Any) -> Response:
+        """Upstream's pipeline, and what it means for the message."""
+        deliveries: Sequence[Delivery] = msg if self.options.batch else (msg,)
+        try:
+            response = await super().process_message(msg)
+        except HandlerException as raised:
+            vote_of_exception(self.ack_policy, raised, deliveries)
+            return ensure_response(None)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            vote_after_failure(self.ack_policy, deliveries)
+            raise
+        vote_after_return(self.ack_policy, deliveries)
+        return response
 
     async def _handle(self, batch: Sequence[Delivery]) -> None:
         try:
@@ -173,10 +193,10 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         raise FeatureNotSupportedException("iterating is not available yet; use a handler, or fetch_unprocessed()")
 
     def get_log_context(self, message: StreamMessage[Any] | None) -> dict[str, str]:
-        raw = None if message is None else message.raw_message
-        first = raw[0] if isinstance(raw, Sequence) else raw
-        queue = ",".join(self.queues) if first is None else first.queue
-        return {"queue": queue, "message_id": getattr(message, "message_id", "")}
+        if message is None:
+            return {"queue": ",".join(self.queues), "message_id": ""}
+        first = message.raw_message[0] if self.options.batch else message.raw_message
+        return {"queue": first.queue, "message_id": message.message_id}
 
 
 def _scoped(middleware: Any, publish: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:

@@ -4,6 +4,7 @@ An adapter brings three things: how to run statements on a caller's transaction 
 synchronously, and how to open a connection for a worker. Everything else is here, once.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -17,6 +18,9 @@ from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
 from outbox_core.store import Armed, Difference, Listener, Settlement, Survey, Want
 
 Maker: TypeAlias = Callable[[Dialect], Sequence[Statement]]
+
+SETUP_PATIENCE = 10.0  # seconds
+SETUP_PAUSE = 0.02
 
 
 class Executor(Protocol):
@@ -142,7 +146,7 @@ class SqlStore(ABC):
         assert self.dialect is not None, "a store that can open connections knows its database"
         try:
             for statement in self.dialect.setup():
-                await executor.execute(statement)
+                await _insist(executor, statement)
         except BaseException:
             await executor.close()
             raise
@@ -210,6 +214,20 @@ class SqlLink:
 
     async def close(self) -> None:
         await self._executor.close()
+
+
+async def _insist(executor: Executor, statement: Statement) -> None:
+    """Run *statement*, again and again while SQLite refuses it: it never waits to change its journal, busy or not."""
+    async with asyncio.timeout(SETUP_PATIENCE):
+        while True:
+            try:
+                await executor.execute(statement)
+            except Exception as error:
+                if "database is locked" not in str(error):
+                    raise
+            else:
+                return
+            await asyncio.sleep(SETUP_PAUSE)
 
 
 def _catalogue(table: str, dialect: Dialect) -> Sequence[Statement]:

@@ -1,0 +1,60 @@
+"""What is measured, the same for every system: a system is a module with the coroutines that these need."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import perf_counter, process_time
+
+PADDING = "x" * 160
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One run: a rate (higher is better) or a duration in microseconds (lower is better), by name."""
+
+    figures: dict[str, float]
+
+    def as_json(self) -> str:
+        return json.dumps(self.figures)
+
+
+def body(number: int) -> dict[str, object]:
+    """About 200 bytes of JSON."""
+    return {"id": number, "customer": f"customer-{number % 100}", "pad": PADDING}
+
+
+class Countdown:
+    """Counts handler runs; `done` is set at the last one, and the clocks are read then."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.count = 0
+        self.done = asyncio.Event()
+
+    def start(self) -> None:
+        self._wall, self._cpu = perf_counter(), process_time()
+
+    def one(self) -> None:
+        self.count += 1
+        if self.count == self.total:
+            self.wall, self.cpu = perf_counter() - self._wall, process_time() - self._cpu
+            self.done.set()
+
+    def result(self) -> Result:
+        return Result({"msg/s": self.total / self.wall, "CPU µs/msg": self.cpu / self.total * 1e6})
+
+
+async def timed(count: int, work: Callable[[int], Awaitable[object]]) -> float:
+    """Microseconds a call, after a tenth of the calls for warming up."""
+    for number in range(max(1, count // 10)):
+        await work(number)
+    started = perf_counter()
+    for number in range(count):
+        await work(number)
+    return (perf_counter() - started) / count * 1e6
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]

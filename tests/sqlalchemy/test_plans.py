@@ -1,0 +1,190 @@
+"""The plans of the statements that run all the time, on 200,000 rows and with statistics of an empty table."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy import URL, MetaData, create_engine
+
+from outbox_core.message import Delivery
+from outbox_core.outcome import Ack, DeadLetter, Retry
+from outbox_core.schema import Tables
+from outbox_core.sql.dialect import Settlements, Statement
+from outbox_core.sql.postgresql import PostgreSQL
+from outbox_core.store import Band, Settlement, Want
+from outbox_sqlalchemy import make_outbox_tables
+from tests.databases import plain, postgres_database
+
+DIALECT = PostgreSQL(Tables("outbox", dead_letters="outbox_dlq", queues="outbox_queues"))
+
+
+@pytest.fixture(scope="module")
+def backlog(server: URL) -> Iterator[psycopg.Connection[Any]]:
+    """200,000 due messages in four queues, 10,000 of them leased and 20,000 not due yet; analyzed while empty."""
+    with postgres_database(server) as url:
+        metadata = MetaData()
+        make_outbox_tables(metadata)
+        engine = create_engine(url.set(drivername="postgresql+psycopg"))
+        metadata.create_all(engine)
+        engine.dispose()
+        with psycopg.connect(plain(url), autocommit=True) as connection:
+            connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
+            connection.execute("ANALYZE outbox")
+            connection.execute(
+                """INSERT INTO outbox (message_id, queue, payload, priority, next_attempt_at, acquired_token, leased_until)
+                   SELECT gen_random_uuid(), 'queue-' || n % 4, 'x', n % 2,
+                          now() + CASE WHEN n % 10 = 0 THEN interval '1 hour' ELSE interval '-1 hour' END,
+                          CASE WHEN n < 10000 THEN gen_random_uuid() END,
+                          CASE WHEN n < 10000 THEN now() + interval '1 minute' END
+                   FROM generate_series(1, 200000) AS n"""
+            )
+            for statement in DIALECT.setup():
+                connection.execute(statement.text)  # type: ignore[call-overload]  # our own SQL
+            yield connection
+
+
+def test_a_claim_scans_the_ready_index_of_each_band_in_order_and_sorts_nothing(
+    backlog: psycopg.Connection[Any],
+) -> None:
+    wants = [Want(Band("queue-1", 1), 100), Want(Band("queue-1", 0), 100), Want(Band("queue-2", 0), 100)]
+    statement = DIALECT.claim(wants, total=200, lease=30.0, token=uuid4(), suspect=uuid4())
+
+    nodes = explain(backlog, statement)
+
+    assert kinds(nodes) == {
+        "Update",
+        "Tid Scan",
+        "Limit",
+        "Nested Loop",
+        "Function Scan",
+        "LockRows",
+        "Index Scan",
+        "Subquery Scan",
+    }
+    assert indexes(nodes) == {"outbox_ready_idx"}
+
+
+def test_a_claim_reads_no_more_rows_than_it_takes_and_skips(backlog: psycopg.Connection[Any]) -> None:
+    wants = [Want(Band("queue-2", 0), 50)]
+    statement = DIALECT.claim(wants, total=50, lease=30.0, token=uuid4(), suspect=uuid4())
+
+    nodes = explain(backlog, statement, analyze=True)
+
+    (scan,) = [node for node in nodes if node["Node Type"] == "Index Scan"]
+    assert scan["Actual Rows"] == 50
+    assert scan["Rows Removed by Filter"] <= 10_000
+
+
+def test_a_survey_probes_the_ready_index_once_a_band(backlog: psycopg.Connection[Any]) -> None:
+    nodes = explain(backlog, DIALECT.survey(["queue-0", "queue-1", "queue-3"]), analyze=True)
+
+    assert indexes(nodes) <= {"outbox_ready_idx", "outbox_queues_pkey"}
+    assert "Sort" not in kinds(nodes)
+    assert not [node for node in nodes if node["Node Type"] == "Seq Scan" and node["Relation Name"] == "outbox"]
+    probes = [node["Actual Rows"] for node in nodes if node.get("Index Name") == "outbox_ready_idx"]
+    assert max(probes) <= 1
+
+
+def test_settling_and_extending_find_each_row_by_its_primary_key(backlog: psycopg.Connection[Any]) -> None:
+    deliveries = [delivery(id) for id in (100_001, 100_002, 100_003)]
+    outcomes = [Ack(), Retry(1.0), DeadLetter("rejected")]
+    batch = [Settlement(one, outcome) for one, outcome in zip(deliveries, outcomes, strict=True)]
+    statements = [*DIALECT.settle(Settlements.of(batch), worker="w"), DIALECT.extend(deliveries, 30.0)]
+
+    for statement in statements:
+        nodes = explain(backlog, statement)
+        assert indexes(nodes) == {"outbox_pkey"}
+        assert "Sort" not in kinds(nodes)
+    assert len(statements) == 4
+
+
+def test_claiming_and_extending_leave_every_index_alone(backlog: psycopg.Connection[Any]) -> None:
+    backlog.execute("SELECT pg_stat_force_next_flush()")
+    backlog.execute("SELECT pg_stat_reset_single_table_counters('outbox'::regclass)")
+    wants = [Want(Band("queue-3", 1), 500)]
+    token = uuid4()
+
+    run(backlog, DIALECT.claim(wants, total=500, lease=30.0, token=token, suspect=uuid4()))
+
+    backlog.execute("SELECT pg_stat_force_next_flush()")
+    updated, hot = backlog.execute(
+        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'outbox'"
+    ).fetchone() or (0, 0)
+    assert updated == 500
+    assert hot == 500
+
+
+def delivery(id: int) -> Delivery:
+    now = datetime.now(UTC)
+    return Delivery(
+        id=id,
+        message_id=uuid4(),
+        queue="queue-1",
+        key=None,
+        payload=b"x",
+        headers={},
+        priority=0,
+        attempts=0,
+        deliveries=0,
+        created_at=now,
+        first_attempt_at=None,
+        due_at=now,
+        claimed_at=now,
+        token=uuid4(),
+    )
+
+
+def explain(
+    connection: psycopg.Connection[Any], statement: Statement, *, analyze: bool = False
+) -> list[dict[str, Any]]:
+    """The nodes of the generic plan, which is the one that a worker's connection uses. *analyze* runs it, undone."""
+    with connection.transaction(force_rollback=True):
+        execute = prepare(connection, statement)
+        row = connection.execute(
+            f"EXPLAIN (FORMAT JSON, ANALYZE {analyze}, TIMING off) {execute}"  # type: ignore[call-overload]
+        ).fetchone()
+    assert row is not None
+    plan = row[0] if isinstance(row[0], list) else json.loads(row[0])
+    return list(walk(plan[0]["Plan"]))
+
+
+def run(connection: psycopg.Connection[Any], statement: Statement) -> None:
+    connection.execute(prepare(connection, statement))  # type: ignore[call-overload]  # our own SQL
+    connection.execute("DEALLOCATE ALL")
+
+
+def prepare(connection: psycopg.Connection[Any], statement: Statement) -> str:
+    """Prepare the statement and return the EXECUTE with its parameters as literals."""
+    connection.execute("DEALLOCATE ALL")
+    names: list[str] = []
+
+    def number(found: re.Match[str]) -> str:
+        if found[1] not in names:
+            names.append(found[1])
+        return f"${names.index(found[1]) + 1}"
+
+    text = re.sub(r":([a-z_]+)", number, statement.text)
+    connection.execute(f"PREPARE tested AS {text}")  # type: ignore[call-overload]  # our own SQL
+    literals = ", ".join(["%s"] * len(names))
+    cursor = psycopg.ClientCursor(connection)
+    values = [statement.parameters[name] for name in names]
+    return cursor.mogrify(f"EXECUTE tested ({literals})", values) if names else "EXECUTE tested"
+
+
+def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", ()):
+        yield from walk(child)
+
+
+def kinds(nodes: Sequence[dict[str, Any]]) -> set[str]:
+    return {node["Operation"] if node["Node Type"] == "ModifyTable" else node["Node Type"] for node in nodes}
+
+
+def indexes(nodes: Sequence[dict[str, Any]]) -> set[str]:
+    return {node["Index Name"] for node in nodes if "Index Name" in node}
