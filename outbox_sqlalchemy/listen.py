@@ -2,26 +2,19 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
-
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from outbox_core.store import Listener
+from outbox_sqlalchemy.connections import OwnConnection
 
 
-async def listen_on(connection: AsyncConnection, channel: str, heard: Callable[[str], None]) -> Listener | None:
+async def listen_on(connection: OwnConnection, channel: str, heard: Callable[[str], None]) -> Listener | None:
     """Listen on a connection that is ours alone; None, and it is closed, if its driver cannot."""
-    raw = await connection.get_raw_connection()
-    assert raw.dbapi_connection is not None, "a connection that was just opened is there"
-    driver = connection.dialect.get_driver_connection(raw.dbapi_connection)
-    listener: AsyncpgListener | PsycopgListener
-    if connection.dialect.driver == "asyncpg":
-        listener = AsyncpgListener(connection, driver, channel, heard)
-    elif connection.dialect.driver.startswith("psycopg"):
-        listener = PsycopgListener(connection, driver, channel, heard)
-    else:
+    kinds = {"asyncpg": AsyncpgListener, "psycopg": PsycopgListener, "psycopg_async": PsycopgListener}
+    kind = kinds.get(connection.sqlalchemy.dialect.driver)
+    if kind is None:
         await connection.close()
         return None
+    listener = kind(connection, channel, heard)
     try:
         await listener.start()
     except BaseException:
@@ -33,9 +26,9 @@ async def listen_on(connection: AsyncConnection, channel: str, heard: Callable[[
 class AsyncpgListener:
     """asyncpg keeps reading its socket by itself."""
 
-    def __init__(self, connection: AsyncConnection, driver: Any, channel: str, heard: Callable[[str], None]) -> None:
+    def __init__(self, connection: OwnConnection, channel: str, heard: Callable[[str], None]) -> None:
         self._connection = connection
-        self._driver = driver
+        self._driver = connection.driver
         self._channel = channel
         self._heard = heard
         self._ended = asyncio.Event()
@@ -48,16 +41,15 @@ class AsyncpgListener:
         await self._ended.wait()
 
     async def close(self) -> None:
-        self._driver.terminate()
-        await asyncio.gather(self._connection.close(), return_exceptions=True)
+        await self._connection.close()
 
 
 class PsycopgListener:
     """psycopg reads notifications while somebody iterates over them."""
 
-    def __init__(self, connection: AsyncConnection, driver: Any, channel: str, heard: Callable[[str], None]) -> None:
+    def __init__(self, connection: OwnConnection, channel: str, heard: Callable[[str], None]) -> None:
         self._connection = connection
-        self._driver = driver
+        self._driver = connection.driver
         self._channel = channel
         self._heard = heard
 
@@ -79,4 +71,4 @@ class PsycopgListener:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
-        await asyncio.gather(self._connection.close(), return_exceptions=True)
+        await self._connection.close()

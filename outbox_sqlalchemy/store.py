@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from outbox_core.errors import (
@@ -24,11 +24,11 @@ from outbox_core.errors import (
 from outbox_core.schema import Tables
 from outbox_core.sql import Dialect, Maker, Row, SqlStore, Statement, dialect_for
 from outbox_core.store import Listener
+from outbox_sqlalchemy.connections import OwnConnection
 from outbox_sqlalchemy.listen import listen_on
 from outbox_sqlalchemy.sessions import check_same_database, describe, use_async, use_sync
 
 DEADLINE = 10.0  # seconds for any statement of a worker's
-CLOSE_DEADLINE = 2.0
 
 # PostgreSQL's "undefined table", "undefined column" and "datatype mismatch"; SQLite says it in words.
 _SCHEMA_STATES = {"42P01", "42703", "42804", "3F000"}
@@ -114,20 +114,15 @@ class SqlAlchemyStore(SqlStore):
         direct = create_async_engine(self._listen_dsn, poolclass=NullPool)
         return await listen_on(await self._connect(direct), self.tables.channel, heard)
 
-    async def _connect(self, engine: AsyncEngine) -> AsyncConnection:
-        """A connection in autocommit that left the pool, so that it costs the application nothing."""
+    async def _connect(self, engine: AsyncEngine) -> OwnConnection:
         try:
-            async with asyncio.timeout(DEADLINE):
-                connection = await engine.connect()
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
+            return await OwnConnection.open(engine)
         except (OSError, SQLAlchemyError, TimeoutError) as error:
             raise self._unavailable(error) from error
         except Exception as error:  # asyncpg raises its own errors for a refused login, outside SQLAlchemy's
             if type(error).__module__.startswith(("asyncpg", "psycopg")):
                 raise self._unavailable(error) from error
             raise
-        await connection.run_sync(lambda sync: sync.detach())
-        return connection
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
         return DatabaseUnavailable(
@@ -136,27 +131,18 @@ class SqlAlchemyStore(SqlStore):
 
 
 class SqlAlchemyExecutor:
-    """One detached connection in autocommit."""
+    """Runs statements on one connection of a worker's own, each within a deadline."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: OwnConnection) -> None:
         self._connection = connection
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
         async with asyncio.timeout(DEADLINE):
-            result = await self._connection.execute(_clause(statement.text), statement.parameters)
+            result = await self._connection.sqlalchemy.execute(_clause(statement.text), statement.parameters)
             return result.fetchall() if result.returns_rows else ()
 
     async def close(self) -> None:
-        await close_quietly(self._connection)
-
-
-async def close_quietly(connection: AsyncConnection) -> None:
-    """Close a detached connection; a dead peer is not waited for."""
-    try:
-        async with asyncio.timeout(CLOSE_DEADLINE):
-            await connection.close()
-    except Exception:
-        await asyncio.gather(connection.invalidate(), return_exceptions=True)
+        await self._connection.close()
 
 
 def _check_engine(engine: object) -> None:

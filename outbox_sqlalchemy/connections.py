@@ -1,0 +1,58 @@
+"""A connection of a worker's own: it has left the application's pool, is in autocommit, and is really closed at its end."""
+
+import asyncio
+import logging
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+logger = logging.getLogger("outbox")
+
+DEADLINE = 10.0  # seconds to connect
+CLOSE_DEADLINE = 2.0  # seconds
+
+
+class OwnConnection:
+    """An `AsyncConnection` detached from its pool, whose place there is free again."""
+
+    def __init__(self, connection: AsyncConnection, dbapi: Any) -> None:
+        self.sqlalchemy = connection
+        self._dbapi = dbapi
+
+    @classmethod
+    async def open(cls, engine: AsyncEngine) -> "OwnConnection":
+        """Connect as the engine does, with all of its settings; raises what the driver raises."""
+        async with asyncio.timeout(DEADLINE):
+            connection = await engine.connect()
+            try:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                dbapi = (await connection.get_raw_connection()).dbapi_connection
+                await connection.run_sync(_detach)
+            except BaseException:
+                await connection.close()
+                raise
+        return cls(connection, dbapi)
+
+    @property
+    def driver(self) -> Any:
+        """The driver's own connection object."""
+        return self.sqlalchemy.dialect.get_driver_connection(self._dbapi)
+
+    async def close(self) -> None:
+        """Close it, without waiting for a dead peer; never raises.
+
+        SQLAlchemy only terminates a detached connection, and psycopg counts that as forgotten.
+        """
+        try:
+            async with asyncio.timeout(CLOSE_DEADLINE):
+                await self.sqlalchemy.run_sync(lambda _: self._dbapi.close())
+        except Exception:  # whatever is wrong with it, it is over
+            logger.debug("closing a connection failed", exc_info=True)
+        # Nothing is left to roll back, which is what a plain close would try on the closed connection.
+        await asyncio.gather(self.sqlalchemy.invalidate(), return_exceptions=True)
+        await asyncio.gather(self.sqlalchemy.close(), return_exceptions=True)
+
+
+def _detach(connection: Connection) -> None:
+    connection.detach()
