@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from outbox_core.errors import Undecodable
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
-from outbox_core.outcome import Ack, DeadLetter, Nack, Outcome, Reject, Retry, Snooze
+from outbox_core.outcome import Ack, DeadLetter, Nack, Outcome, Reject, Release, Retry, Snooze
 
 Silence: TypeAlias = Literal["ack", "retry"]
 
@@ -30,7 +30,8 @@ def decide(
     `AckPolicy.ACK`) is a dead letter with its reason: a failure is never deleted unseen.
     """
     if isinstance(error, Undecodable):
-        return DeadLetter("undecodable", render(error))
+        innocent = error.message_ids is not None and delivery.message_id not in error.message_ids
+        return Release() if innocent else DeadLetter("undecodable", render(error))
     match delivery.vote:
         case Ack():
             return Ack() if error is None else DeadLetter("rejected", render(error))

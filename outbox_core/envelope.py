@@ -80,7 +80,7 @@ def compose(
         delay=delay,
         available_at=available_at,
         timer_id=timer_id,
-        timer_conflict=timer_conflict,
+        timer_conflict="ignore" if timer_id is None else timer_conflict,
     )
 
 
@@ -127,11 +127,6 @@ def decode(payload: bytes, content_type: str | None) -> Any:
     return payload
 
 
-_dumps = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=lambda value: _plain(value)
-).encode
-
-
 def _plain(value: object) -> object:
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
@@ -150,6 +145,9 @@ def _plain(value: object) -> object:
     if isinstance(value, set | frozenset):
         raise TypeError("a set has no order and would arrive as a list; pass sorted(...)")
     raise TypeError(f"{type(value).__name__} is not JSON; pass a dict, a dataclass, a pydantic model or bytes")
+
+
+_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode
 
 
 # Names, headers, schedule

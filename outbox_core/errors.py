@@ -4,7 +4,8 @@ Every error of ours is an `OutboxError` and a built-in that fits, so that caller
 program may want are attributes: nobody has to parse text. A lost lease is a result, not an error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from uuid import UUID
 
 
 class OutboxError(Exception):
@@ -55,7 +56,14 @@ class NotStarted(OutboxError, RuntimeError):
 
 
 class Undecodable(OutboxError, ValueError):
-    """A payload that does not decode as its content type says; it is dead-lettered at the first try."""
+    """A payload that does not decode as its content type says; it is dead-lettered at the first try.
+
+    `message_ids`: which messages of a batch are at fault; the others are given back. None: all of them.
+    """
+
+    def __init__(self, text: str, message_ids: Collection[UUID] | None = None) -> None:
+        self.message_ids = message_ids
+        super().__init__(text)
 
 
 # The operator's move: the database is not what the program expects.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from uuid import UUID, uuid4
 
@@ -30,6 +31,12 @@ class _Row:
     deliveries: int = 0
     attempts: int = 0
     first_attempt_at: datetime | None = None
+
+    def renew(self, message: NewMessage, due_at: datetime) -> None:
+        """Give a timer new content: no failures, and no lease whose holder could still settle it."""
+        self.message, self.due_at = message, due_at
+        self.attempts = self.deliveries = 0
+        self.first_attempt_at = self.token = self.leased_until = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,6 +61,7 @@ class MemoryTransaction:
     def __init__(self, store: "MemoryStore") -> None:
         self._store = store
         self._pending: list[Callable[[], object]] = []
+        self.published: dict[int, NewMessage] = {}
 
     def add(self, change: Callable[[], object]) -> None:
         self._pending.append(change)
@@ -107,12 +115,18 @@ class MemoryStore:
         if session is None:
             return [self._insert(message, next(self._ids)) for message in messages]
         transaction = _transaction(session)
-        ids: list[int | None] = []
-        for message in messages:
-            id = next(self._ids)
-            transaction.add(lambda message=message, id=id: self._insert(message, id))  # type: ignore[misc]
-            ids.append(None if self._conflicting(message) and message.timer_conflict == "ignore" else id)
-        return ids
+        return [self._insert_at_commit(message, transaction) for message in messages]
+
+    def _insert_at_commit(self, message: NewMessage, transaction: "MemoryTransaction") -> int | None:
+        id = next(self._ids)
+        transaction.add(lambda: self._insert(message, id))
+        for published, its in transaction.published.items():
+            if _conflict(its, message):
+                return published if _changes(its, message) else None
+        if (row := self._conflicting(message)) is not None:
+            return row.id if _changes(row.message, message) and not self._leased(row) else None
+        transaction.published[id] = message
+        return id
 
     def _insert(self, message: NewMessage, id: int) -> int | None:
         if (existing := self._conflicting(message)) is not None:
@@ -126,26 +140,22 @@ class MemoryStore:
         return message.available_at or self._clock() + timedelta(seconds=message.delay or 0)
 
     def _conflicting(self, message: NewMessage) -> _Row | None:
-        for row in self._rows.values():
-            if row.message.message_id == message.message_id:
-                return row
-            if message.timer_id is not None and _timer(row.message) == _timer(message):
-                return row
-        return None
+        return next((row for row in self._rows.values() if _conflict(row.message, message)), None)
 
     def _resolve(self, row: _Row, message: NewMessage) -> int | None:
-        if message.timer_conflict == "ignore" or self._leased(row):
+        if not _changes(row.message, message) or self._leased(row):
             return None
         due = self._due(message)
-        if message.timer_conflict == "replace" or due > row.due_at:
-            row.message = replace(message, message_id=row.message.message_id)
-            row.due_at, row.attempts = due, 0
+        if message.timer_conflict == "replace":
+            row.renew(replace(message, message_id=row.message.message_id), due)
+        elif due > row.due_at:
+            row.renew(replace(row.message, payload=message.payload, headers=message.headers), due)
         return row.id
 
     async def cancel_timer(self, queue: str, timer_id: str, session: object | None) -> bool:
-        for row in self._rows.values():
+        for id, row in self._rows.items():
             if _timer(row.message) == (queue, timer_id) and not self._leased(row):
-                self._change(session, lambda: self._rows.pop(row.id, None))
+                self._change(session, partial(self._rows.pop, id, None))
                 return True
         return False
 
@@ -209,7 +219,7 @@ class MemoryStore:
             if letter.failed_at < before and queue in (None, letter.message.queue)
         ]
         for id in old[:limit]:
-            self._change(session, lambda id=id: self._dead.pop(id, None))  # type: ignore[misc]
+            self._change(session, partial(self._dead.pop, id, None))
         return len(old[:limit])
 
     async def stats(self) -> OutboxStats:
@@ -271,8 +281,8 @@ class MemoryLink:
         token, now = uuid4(), self._store._clock()
         claimed: list[Delivery] = []
         for want in wants:
-            for row in self._due_rows(want, now)[: min(want.limit, total - len(claimed))]:
-                claimed.append(self._lease(row, token, now, lease))
+            due = self._due_rows(want, now)[: min(want.limit, total - len(claimed))]
+            claimed += [self._lease(row, token, now, lease) for row in due]
         return claimed
 
     def _due_rows(self, want: Want, now: datetime) -> list[_Row]:
@@ -406,3 +416,12 @@ def _transaction(session: object) -> MemoryTransaction:
 
 def _timer(message: NewMessage) -> tuple[str, str] | None:
     return None if message.timer_id is None else (message.queue, message.timer_id)
+
+
+def _conflict(one: NewMessage, other: NewMessage) -> bool:
+    return one.message_id == other.message_id or (one.timer_id is not None and _timer(one) == _timer(other))
+
+
+def _changes(timer: NewMessage, message: NewMessage) -> bool:
+    """Whether *message* is to change *timer*, with which it conflicts, instead of yielding to it."""
+    return message.timer_conflict != "ignore" and message.timer_id is not None and _timer(timer) == _timer(message)

@@ -83,6 +83,8 @@ class ConsumerOptions:
     @classmethod
     def of(cls, queues: str | Sequence[str], options: SubscriberOptions) -> "ConsumerOptions":
         """From what a decorator was called with; a retry strategy of None means the default."""
+        if not isinstance(queues, str | Sequence) or isinstance(queues, bytes):
+            raise WrongType("queues", "a str or a list of them", queues)
         names = (queues,) if isinstance(queues, str) else tuple(queues)
         given = {name: value for name, value in options.items() if name != "retry_strategy" or value is not None}
         return cls(queues=names, **given)  # type: ignore[arg-type]  # the TypedDict lists the same types

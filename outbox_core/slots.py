@@ -131,8 +131,7 @@ class Consumer:
 
         How many were given back, and how many handlers were cut.
         """
-        self._stopping = True
-        released = self.give_back()
+        released = self.halt()
         self._wake_all()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
@@ -142,6 +141,11 @@ class Consumer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         return released, cut
+
+    def halt(self) -> int:
+        """Start nothing more; how many were given back. What runs goes on, until `stop`."""
+        self._stopping = True
+        return self.give_back()
 
     # The buffer
 

@@ -1,12 +1,13 @@
 """FastStream's broker on an SQLAlchemy engine."""
 
-from typing import Any
+from typing import Unpack
 
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from outbox_core.errors import OptionError
 from outbox_core.faststream import OutboxBroker as CoreBroker
+from outbox_core.faststream.broker import BrokerOptions
 from outbox_sqlalchemy.store import SqlAlchemyStore
 from outbox_sqlalchemy.tables import OutboxTables, names_of
 
@@ -29,7 +30,7 @@ class OutboxBroker(CoreBroker):
         dlq_table: Table | None = None,
         notify: bool = True,
         listen_dsn: str | None = None,
-        **options: Any,
+        **options: Unpack[BrokerOptions],
     ) -> None:
         if isinstance(outbox_table, OutboxTables) and dlq_table is not None:
             raise OptionError("dlq_table is part of the set made by make_outbox_tables; pass one of them")

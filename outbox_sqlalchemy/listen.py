@@ -9,8 +9,7 @@ from outbox_sqlalchemy.connections import OwnConnection
 
 async def listen_on(connection: OwnConnection, channel: str, heard: Callable[[str], None]) -> Listener | None:
     """Listen on a connection that is ours alone; None, and it is closed, if its driver cannot."""
-    kinds = {"asyncpg": AsyncpgListener, "psycopg": PsycopgListener, "psycopg_async": PsycopgListener}
-    kind = kinds.get(connection.sqlalchemy.dialect.driver)
+    kind = _LISTENERS.get(connection.sqlalchemy.dialect.driver)
     if kind is None:
         await connection.close()
         return None
@@ -72,3 +71,10 @@ class PsycopgListener:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
         await self._connection.close()
+
+
+_LISTENERS: dict[str, type[AsyncpgListener] | type[PsycopgListener]] = {
+    "asyncpg": AsyncpgListener,
+    "psycopg": PsycopgListener,
+    "psycopg_async": PsycopgListener,
+}

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from sqlalchemy import URL, Connection
 from sqlalchemy.exc import InvalidRequestError, ResourceClosedError, UnboundExecutionError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from outbox_core.errors import NoTransaction, WrongDatabase, WrongType
@@ -21,10 +21,12 @@ _SYNC = "a Session or Connection"
 
 async def use_async(session: object, work: Callable[[Connection], T]) -> T:
     """Run *work* on the session's own connection and transaction."""
+    if isinstance(session, async_scoped_session):
+        session = session()
     if isinstance(session, AsyncSession):
         return await session.run_sync(lambda sync: work(connection_of(sync)))
     if isinstance(session, AsyncConnection):
-        return await session.run_sync(lambda sync: work(_usable(sync)))
+        return await _started(session).run_sync(lambda sync: work(_usable(sync)))
     if isinstance(session, Session | Connection | scoped_session):
         raise WrongType("session", _ASYNC, session, "use publish_sync(...) with a synchronous session")
     if isinstance(session, AsyncEngine):
@@ -55,17 +57,32 @@ def connection_of(session: Session | Connection) -> Connection:
         raise NoTransaction(f"the session cannot be used, so nothing was published: {error}") from error
 
 
+def _started(connection: AsyncConnection) -> AsyncConnection:
+    if connection.sync_connection is None:
+        raise NoTransaction('the connection was never opened; publish inside "async with engine.begin() as connection"')
+    return connection
+
+
 def _usable(connection: Connection) -> Connection:
     if connection.closed:
         raise NoTransaction("the connection is closed, so nothing was published; publish before you close it")
     if connection.invalidated:
         raise NoTransaction("the connection was lost and its transaction with it, so nothing was published")
-    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+    if _is_autocommit(connection):
         raise NoTransaction(
             "the connection is in AUTOCOMMIT, so the message would not be atomic with anything; "
             "publish in a transaction, or without a session"
         )
     return connection
+
+
+def _is_autocommit(connection: Connection) -> bool:
+    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        return True
+    # An engine in autocommit says so nowhere, but every driver of PostgreSQL has the attribute. SQLite's own is no proof:
+    # SQLAlchemy's recipe for its savepoints switches it to autocommit and begins by hand.
+    driver = connection.connection.dbapi_connection
+    return connection.dialect.name == "postgresql" and getattr(driver, "autocommit", False) is True
 
 
 def check_same_database(connection: Connection, engine: AsyncEngine | None) -> None:

@@ -32,6 +32,7 @@ DEADLINE = 10.0  # seconds for any statement of a worker's
 
 # PostgreSQL's "undefined table", "undefined column" and "datatype mismatch"; SQLite says it in words.
 _SCHEMA_STATES = {"42P01", "42703", "42804", "3F000"}
+_REFUSED_STATES = ("28", "3D", "53", "57P")  # no such login, no such database, too many connections, shutting down
 _SCHEMA_WORDS = ("no such table", "has no column named", "no such column", "does not exist", "datatype mismatch")
 
 
@@ -68,6 +69,10 @@ class SqlAlchemyStore(SqlStore):
                 return await connection.run_sync(work)
         except (OSError, InterfaceError, OperationalError) as error:
             raise self._unavailable(error) from error
+        except Exception as error:
+            if _is_refused_login(error):
+                raise self._unavailable(error) from error
+            raise
 
     def run_sync(self, make: Maker, session: object) -> Sequence[Sequence[Row]]:
         return use_sync(session, partial(self._run_on, make))
@@ -119,8 +124,8 @@ class SqlAlchemyStore(SqlStore):
             return await OwnConnection.open(engine)
         except (OSError, SQLAlchemyError, TimeoutError) as error:
             raise self._unavailable(error) from error
-        except Exception as error:  # asyncpg raises its own errors for a refused login, outside SQLAlchemy's
-            if type(error).__module__.startswith(("asyncpg", "psycopg")):
+        except Exception as error:
+            if _is_refused_login(error):
                 raise self._unavailable(error) from error
             raise
 
@@ -162,9 +167,18 @@ def _execute(connection: Connection, statement: Statement) -> Sequence[Row]:
     return result.fetchall() if result.returns_rows else ()
 
 
+def _is_refused_login(error: Exception) -> bool:
+    """What asyncpg raises for one is no `OperationalError`, and before SQLAlchemy 2.1 it is not even SQLAlchemy's."""
+    return type(error).__module__.startswith("asyncpg") or _sqlstate(error).startswith(_REFUSED_STATES)
+
+
+def _sqlstate(error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    return str(getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or "")
+
+
 def _is_schema_error(error: DBAPIError) -> bool:
-    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-    if state is not None:
+    if state := _sqlstate(error):
         return state in _SCHEMA_STATES
     return any(words in str(error.orig) for words in _SCHEMA_WORDS)
 

@@ -30,7 +30,7 @@ from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeEngine
 
 from outbox_core import schema as described
-from outbox_core.errors import WrongType
+from outbox_core.errors import OptionError, WrongType
 from outbox_core.schema import OUTBOX_STORAGE, Tables, TableSpec, check_identifier, object_name
 from outbox_core.sql.sqlite import NOW
 
@@ -91,6 +91,12 @@ def names_of(
         raise WrongType("dlq_table", "a Table made by make_dlq_table", dead_letters)
     if isinstance(outbox, OutboxTables):
         schema = outbox.outbox.schema
+    for table in given:
+        if table is not None and table.schema != schema:
+            raise OptionError(
+                f"all tables of an outbox must be in one schema, got {outbox_name} in {schema!r} and "
+                f"{table.name} in {table.schema!r}"
+            )
     return Tables(
         outbox=outbox_name,
         dead_letters=None if given.dead_letters is None else given.dead_letters.name,

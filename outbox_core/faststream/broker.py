@@ -4,10 +4,12 @@ Entering it (`async with broker`) connects and consumes nothing; `start` consume
 started again after a stop, on another event loop too.
 """
 
+import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
 from fast_depends import Provider, dependency_provider
 from faststream.message import gen_cor_id
@@ -20,12 +22,44 @@ from outbox_core.errors import NotStarted, OptionError, SchemaMismatch, WrongTyp
 from outbox_core.events import Observer
 from outbox_core.faststream._compat import EMPTY, BrokerUsecase, ContextRepo, FastDependsConfig
 from outbox_core.faststream.config import OutboxBrokerConfig, make_outbox_logger_state
-from outbox_core.faststream.producer import OutboxProducer, SyncProducer, TransactionPolicy, drive
+from outbox_core.faststream.producer import OutboxProducer, TransactionPolicy, drive
 from outbox_core.faststream.registrator import OutboxRegistrator
 from outbox_core.faststream.response import OutboxPublishCommand, PublishOptions
 from outbox_core.message import OutboxStats, PendingMessage
+from outbox_core.slots import SlotContext
 from outbox_core.store import Store
 from outbox_core.worker import Worker
+
+
+class BrokerOptions(TypedDict, total=False):
+    """The keyword arguments of every broker; see `OutboxBroker`."""
+
+    require_transaction: TransactionPolicy
+    observers: Sequence[Observer]
+    worker_name: str | None
+    slot_context: SlotContext | None
+    call_decorators: Sequence[Callable[..., Any]]
+    graceful_timeout: float | None
+    decoder: Any
+    parser: Any
+    codec: Any
+    dependencies: Sequence[Any]
+    middlewares: Sequence[Any]
+    routers: Iterable[Any]
+    ack_policy: AckPolicy
+    id_generator: Callable[[], str]
+    security: Any
+    specification_url: str | Iterable[str] | None
+    protocol: str | None
+    protocol_version: str | None
+    description: str | None
+    tags: Iterable[Any]
+    logger: Any
+    log_level: int
+    apply_types: bool
+    serializer: Any
+    provider: Provider | None
+    context: ContextRepo | None
 
 
 class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConfig]):
@@ -34,7 +68,9 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
     *require_transaction* says what a publish without a session does: nothing special, a warning, or `NoTransaction`.
     *graceful_timeout*: seconds that handlers get at a stop; None does not wait. *log_level*: of the two records that
     FastStream writes for each message; they cost more than the rest of the pipeline, so they are at DEBUG. *observers*
-    are called with every event of the engine (`outbox_core.events`). The other arguments are FastStream's own.
+    are called with every event of the engine (`outbox_core.events`). *slot_context*: entered once for each handler slot and
+    left at its end; *call_decorators*: put around every handler: together they let an adapter give each slot a thread and
+    a connection. The other arguments are FastStream's own.
     """
 
     def __init__(
@@ -44,7 +80,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         require_transaction: TransactionPolicy = "ignore",
         observers: Sequence[Observer] = (),
         worker_name: str | None = None,
-        slot_context: Any = None,
+        slot_context: SlotContext | None = None,
+        call_decorators: Sequence[Callable[..., Any]] = (),
         graceful_timeout: float | None = 15.0,
         decoder: Any = None,
         parser: Any = None,
@@ -89,12 +126,12 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
                 serializer=serializer,
                 provider=provider or dependency_provider,
                 context=context or ContextRepo(),
+                call_decorators=call_decorators,
             ),
             extra_context={"broker": self},
-            **({} if slot_context is None else {"slot_context": slot_context}),
+            slot_context=slot_context or nullcontext,
         )
         config.producer = OutboxProducer(config)
-        self._sync_producer = SyncProducer(config)
         super().__init__(
             config=config,
             specification=BrokerSpec(
@@ -138,9 +175,26 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         self._connection = None
 
     async def ping(self, timeout: float | None = None) -> bool:
-        """Whether the worker makes progress and its database answers within *timeout* seconds; never raises."""
+        """Whether the worker makes progress and its database answers within *timeout* seconds; never raises.
+
+        A broker that only publishes opens a connection for the question.
+        """
         worker = self.config.broker_config.worker
-        return worker is not None and await worker.ping(timeout)
+        if worker is None or not self.running:
+            return False
+        return await (worker.ping(timeout) if self.subscribers else self._reaches_database(timeout))
+
+    async def _reaches_database(self, timeout: float | None) -> bool:
+        try:
+            async with asyncio.timeout(timeout):
+                link = await self.store.connect()
+                try:
+                    await link.ping()
+                finally:
+                    await link.close()
+        except Exception:  # whatever it is, the answer is no
+            return False
+        return True
 
     # Publishing
 
@@ -202,7 +256,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
     ) -> int | None:
         """`publish` on a synchronous session, without an event loop; the same middlewares run."""
         command = self._command(message, queue=queue, session=_required(session), headers=headers, **options)
-        row_id: int | None = drive(self._basic_publish(command, producer=self._sync_producer))
+        row_id: int | None = drive(self._basic_publish(command, producer=self.config.sync_producer))
         return row_id
 
     def publish_batch_sync(
@@ -219,7 +273,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
             return []
         _refuse_for_batches(options)
         command = self._command(*messages, queue=queue, session=_required(session), headers=headers, **options)
-        row_ids: list[int | None] = drive(self._basic_publish_batch(command, producer=self._sync_producer))
+        row_ids: list[int | None] = drive(self._basic_publish_batch(command, producer=self.config.sync_producer))
         return row_ids
 
     async def request(self, message: Any, queue: str, **options: Any) -> Any:  # type: ignore[override]  # as above

@@ -1,8 +1,7 @@
 """What a broker hands down to its subscribers and publishers, in FastStream's own form."""
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,8 +19,9 @@ from outbox_core.faststream._compat import (
     get_broker_logger,
     make_logger_state,
 )
-from outbox_core.faststream.producer import TransactionPolicy
+from outbox_core.faststream.producer import SyncProducer, TransactionPolicy
 from outbox_core.options import ConsumerOptions
+from outbox_core.slots import SlotContext
 from outbox_core.store import Store
 from outbox_core.worker import Worker
 
@@ -33,7 +33,12 @@ class OutboxBrokerConfig(BrokerConfig):
     store: Store | None = None
     worker: Worker | None = None
     require_transaction: TransactionPolicy = "ignore"
-    slot_context: Callable[[], AbstractAsyncContextManager[object]] = field(default=nullcontext)
+    slot_context: SlotContext = nullcontext
+    sync_producer: SyncProducer = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sync_producer = SyncProducer(self)
 
 
 @dataclass(kw_only=True)

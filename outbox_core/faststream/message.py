@@ -120,5 +120,13 @@ async def parse_batch(deliveries: Sequence[Delivery]) -> OutboxMessage:
 
 
 async def decode_batch(message: StreamMessage[Any]) -> list[Any]:
-    """Each body as its own content type says."""
-    return [await decode_body(await parse_message(delivery)) for delivery in message.raw_message]
+    """Each body as its own content type says; `Undecodable` names those that are not, so that the others may live."""
+    bodies, faults = [], {}
+    for delivery in message.raw_message:
+        try:
+            bodies.append(await decode_body(await parse_message(delivery)))
+        except Undecodable as error:
+            faults[delivery.message_id] = str(error)
+    if faults:
+        raise Undecodable("; ".join(faults.values()), frozenset(faults))
+    return bodies

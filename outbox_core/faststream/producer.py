@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar, ca
 from faststream.exceptions import FeatureNotSupportedException
 
 from outbox_core.envelope import compose
-from outbox_core.errors import NoTransaction, NotStarted
+from outbox_core.errors import CannotEncode, NoTransaction, NotStarted
 from outbox_core.faststream._compat import EMPTY, DefaultCodec, ProducerProto
 from outbox_core.faststream.message import decode_body, parse_message
 from outbox_core.faststream.response import OutboxPublishCommand
@@ -99,7 +99,10 @@ class OutboxProducer(ProducerProto[OutboxPublishCommand]):
         serializer = config.fd_config.serializer
         if config.broker_codec is None and serializer in (EMPTY, None):
             return None
-        return cast("tuple[bytes, str | None]", await self.codec.encode(body, config.fd_config._serializer))
+        try:
+            return cast("tuple[bytes, str | None]", await self.codec.encode(body, config.fd_config._serializer))
+        except (TypeError, ValueError) as error:
+            raise CannotEncode(f"cannot encode {type(body).__name__}: {error}") from error
 
 
 class SyncProducer(OutboxProducer):

@@ -77,11 +77,10 @@ class OutboxPublisher(PublisherUsecase):
         return row_id
 
     async def _publish(self, cmd: PublishCommand, *, _extra_middlewares: Iterable[Any]) -> None:
-        """Called with a handler's reply. A reply that chose its queue has been published already."""
-        if isinstance(cmd, OutboxPublishCommand) and cmd.destination:
-            cmd.destination = ""
-        command = self._complete(OutboxPublishCommand.from_cmd(cmd))
-        command.standalone = True
+        """Called with a handler's reply, unless it was published on the handler's session."""
+        command = self.completed(OutboxPublishCommand.from_cmd(cmd))
+        if command.published:
+            return
         await self._basic_publish(command, producer=self._outer_config.producer, _extra_middlewares=_extra_middlewares)
 
     async def request(self, message: Any, /, **options: Any) -> Any:
@@ -90,6 +89,12 @@ class OutboxPublisher(PublisherUsecase):
             OutboxPublishCommand(message, queue=self.queue, _publish_type=PublishType.REQUEST),
             producer=self._outer_config.producer,
         )
+
+    def completed(self, reply: OutboxPublishCommand) -> OutboxPublishCommand:
+        """A handler's *reply* on its way to this publisher's queue, wherever else it goes."""
+        reply.destination = ""
+        reply.standalone = True
+        return self._complete(reply)
 
     def _complete(self, command: OutboxPublishCommand) -> OutboxPublishCommand:
         command.destination = command.destination or self.queue
@@ -115,3 +120,7 @@ class ReplyPublisher(FakePublisher):
         command.destination = self._queue
         command.standalone = True
         return command
+
+    async def _publish(self, cmd: PublishCommand, *, _extra_middlewares: Iterable[Any]) -> None:
+        if not getattr(cmd, "published", False):
+            await super()._publish(cmd, _extra_middlewares=_extra_middlewares)

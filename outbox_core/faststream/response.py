@@ -51,6 +51,7 @@ class OutboxPublishCommand(BatchPublishCommand):
         self.session = session
         self.standalone = standalone
         self.timeout: float | None = None  # seconds, of a request under a test broker
+        self.published = False  # a reply that is a row by now; see `outbox_core.faststream.replies`
         self.message_id = options.get("message_id")
         self.key = options.get("key")
         self.priority = options.get("priority", 0)
@@ -83,8 +84,8 @@ class OutboxPublishCommand(BatchPublishCommand):
 class OutboxResponse(Response):
     """A handler's reply as one more row.
 
-    *queue*: where it goes; empty: to the publishers stacked on the handler. *session*: publish in this transaction of the
-    handler's; None: in one of its own.
+    *queue*: where it goes, beside the publishers stacked on the handler. *session*: publish in this transaction of the
+    handler's, before its dependencies close; None: in one of its own.
     """
 
     def __init__(
@@ -100,12 +101,15 @@ class OutboxResponse(Response):
         self.queue = queue
         self.session = session
         self.options = options
+        self.published = False
 
     def as_publish_command(self) -> OutboxPublishCommand:
         options: PublishOptions = {**self.options, "correlation_id": self.correlation_id}
-        return OutboxPublishCommand(
+        command = OutboxPublishCommand(
             self.body, queue=self.queue, session=self.session, standalone=True, headers=self.headers, **options
         )
+        command.published = self.published
+        return command
 
     def get_publish_key(self) -> str | None:
         return self.options.get("key")

@@ -8,10 +8,9 @@ the day it is released.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import wraps
-from inspect import iscoroutinefunction
+from dataclasses import replace
 from typing import Any, cast
 
 from faststream.exceptions import FeatureNotSupportedException, HandlerException, StopConsume
@@ -31,8 +30,9 @@ from outbox_core.faststream.config import (
 )
 from outbox_core.faststream.message import decode_batch, decode_body, parse_batch, parse_message
 from outbox_core.faststream.publisher import ReplyPublisher
-from outbox_core.faststream.response import OutboxResponse
+from outbox_core.faststream.replies import Replies
 from outbox_core.message import Delivery
+from outbox_core.options import ConsumerOptions
 from outbox_core.slots import Consumer
 
 
@@ -73,10 +73,10 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         config.parser = parse_batch if self.options.batch else parse_message
         config.decoder = decode_batch if self.options.batch else decode_body
         super().__init__(config, cast("Any", specification), calls)  # upstream's generics are invariant
-        self._propagate = config.propagate_inbound_headers
+        self._config = config
         self._consumer: Consumer | None = None
         self._stopping: asyncio.Task[None] | None = None
-        self._call_decorators = (self._publish_chosen_response,)
+        self._call_decorators = (self._publish_replies_inside,)
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -94,11 +94,14 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
             raise NotStarted(
                 f"subscriber of {', '.join(self.queues)} has no database; create the broker with an engine"
             )
+        self.ack_policy = self._config.ack_policy  # again, since routers are included after their subscribers are made
         await worker.start()
         await super().start()
         self.lock = nullcontext()  # upstream counts what is in flight; here the slots know
         # Records for each message are at the broker's log_level; that it starts is worth INFO.
-        self._log(logging.INFO, f"`{self.specification.call_name}` waiting for messages", self.get_log_context(None))
+        if self._outer_config.logger.log_level < logging.INFO:
+            started = f"`{self.specification.call_name}` waiting for messages"
+            self._log(logging.INFO, started, self.get_log_context(None))
         policy = self.ack_policy
         consumer = Consumer(
             self.options if self.queues == self.options.queues else self._prefixed_options(),
@@ -111,13 +114,17 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         self._consumer = consumer
         self._post_start()
 
-    def _prefixed_options(self) -> Any:
-        from dataclasses import replace
-
+    def _prefixed_options(self) -> ConsumerOptions:
         return replace(self.options, queues=self.queues)
 
     async def stop(self) -> None:
         """Drain: give back what has not begun, and wait for the rest up to the broker's `graceful_timeout`."""
+        stopping, self._stopping = self._stopping, None
+        if stopping is not None:
+            await stopping
+        await self._drain()
+
+    async def _drain(self) -> None:
         consumer, self._consumer = self._consumer, None
         self.running = False
         if consumer is not None and self._outer_config.worker is not None:
@@ -152,34 +159,14 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
                 app.exit()
 
     def _stop_soon(self) -> None:
-        """From outside: a slot that waited for its own end would wait for ever."""
-        if self._stopping is None or self._stopping.done():
-            self._stopping = asyncio.create_task(self.stop())
+        """Start nothing more, and drain from outside: a slot that waited for its own end would wait for ever."""
+        if self._consumer is not None:
+            self._consumer.halt()
+            self._stopping = asyncio.create_task(self._drain())
 
-    def _publish_chosen_response(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Publish an `OutboxResponse` that names its queue, before the handler's dependencies are closed."""
-        if not iscoroutinefunction(call):
-            return call
-
-        @wraps(call)
-        async def publishing(*args: Any, **kwargs: Any) -> Any:
-            result = await call(*args, **kwargs)
-            if isinstance(result, OutboxResponse) and result.queue:
-                await self._publish_reply(result)
-            return result
-
-        return publishing
-
-    async def _publish_reply(self, response: OutboxResponse) -> None:
-        context = self._outer_config.context
-        message: StreamMessage[Any] | None = context.get_local("message")
-        command = response.as_publish_command()
-        if message is not None:
-            command.correlation_id = command.correlation_id or message.correlation_id
-        publish: Callable[[Any], Awaitable[Any]] = self._outer_config.producer.publish
-        for middleware in self._broker_middlewares[::-1]:
-            publish = _scoped(middleware(None, context=context), publish)
-        await publish(command)
+    def _publish_replies_inside(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """FastStream publishes a reply after the handler's dependencies have closed, and its session with them."""
+        return Replies(self, propagate_headers=self._config.propagate_inbound_headers).around(call)
 
     def _make_response_publisher(self, message: StreamMessage[Any]) -> Iterable[Any]:
         return (ReplyPublisher(self._outer_config.producer, message.reply_to),)  # type: ignore[arg-type]  # ours
@@ -197,10 +184,3 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
             return {"queue": ",".join(self.queues), "message_id": ""}
         first = message.raw_message[0] if self.options.batch else message.raw_message
         return {"queue": first.queue, "message_id": message.message_id}
-
-
-def _scoped(middleware: Any, publish: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-    async def scoped(command: Any) -> Any:
-        return await middleware.publish_scope(publish, command)
-
-    return scoped

@@ -34,13 +34,13 @@ class TestOutboxBroker(TestBroker[OutboxBroker, Any], broker=OutboxBroker):
     @contextmanager
     def _patch_producer(self, broker: OutboxBroker) -> Iterator[None]:
         config = broker.config.broker_config
-        real = broker._sync_producer
-        broker._sync_producer = cast("Any", _FakeSyncProducer(broker, self.brokers))
+        real = config.sync_producer
+        config.sync_producer = cast("Any", _FakeSyncProducer(broker, self.brokers))
         try:
             with change_producer(config, FakeProducer(broker, self.brokers)):
                 yield
         finally:
-            broker._sync_producer = real
+            config.sync_producer = real
 
     def create_publisher_fake_subscriber(
         self, broker: OutboxBroker, publisher: OutboxPublisher

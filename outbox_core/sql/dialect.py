@@ -20,6 +20,16 @@ from outbox_core.store import Band, Difference, Settlement, Survey, Want
 
 Row: TypeAlias = Sequence[Any]
 
+# What a timer with new content forgets: its failures, and a lease that has ended, lest its holder settles the new content.
+ANEW = (
+    ("attempts_count", "0"),
+    ("deliveries_count", "0"),
+    ("first_attempt_at", "NULL"),
+    ("last_attempt_at", "NULL"),
+    ("acquired_token", "NULL"),
+    ("leased_until", "NULL"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Statement:
@@ -43,7 +53,9 @@ class Dialect(ABC):
 
     @abstractmethod
     def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
-        """Insert all messages; rows of `id, message_id` come back for those that were inserted or changed.
+        """Insert all messages; rows of `id, message_id` come back for those that were inserted or changed a timer.
+
+        The message id is the message's own, whatever the timer's row goes by.
 
         One statement for any number of messages that share queue, key, priority and schedule. *wake*: also notify, if a
         sleeping worker has armed the queue.

@@ -14,7 +14,7 @@ from outbox_core.message import Delivery, NewMessage, PendingMessage
 from outbox_core.outcome import Outcome, Release, Retry
 from outbox_core.schema import Column
 from outbox_core.sql.catalogue import LiveColumn, LiveIndex, compare
-from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement, counts, same_envelope, wake_lock
+from outbox_core.sql.dialect import ANEW, Dialect, Row, Settlements, Statement, counts, same_envelope, wake_lock
 from outbox_core.store import Difference, Want
 
 # A queue table's statistics are stale by nature, and a plan made while it was empty ruins the claim once it is not.
@@ -52,18 +52,18 @@ class PostgreSQL(Dialect):
             "available_at": first.available_at,
         }
         if len(run) == 1:
-            source = self._one_row
+            source, message_id = self._one_row, "CAST(:message_id AS uuid)"  # a changed timer's row keeps another
             parameters |= {"message_id": first.message_id, "payload": first.payload, "headers": first.headers}
         else:
-            source = self._many_rows
+            source, message_id = self._many_rows, "message_id"
             parameters |= {
                 "message_ids": [message.message_id for message in run],
                 "payloads": [message.payload for message in run],
                 "headers": [message.headers for message in run],
             }
-        returning = "RETURNING id, message_id"
+        returning = f"RETURNING id, {message_id}"
         if wake:
-            returning = self._returning_and_waking
+            returning += self._and_wake
             parameters |= {"channel": self.tables.channel, "wake_lock": wake_lock(self.tables.channel, first.queue)}
         return Statement(f"{source} {self._conflict[first.timer_conflict]} {returning}", parameters)
 
@@ -104,18 +104,19 @@ class PostgreSQL(Dialect):
                 next_attempt_at = greatest(EXCLUDED.next_attempt_at, {self.outbox}.next_attempt_at),
                 payload = CASE WHEN {later} THEN EXCLUDED.payload ELSE {self.outbox}.payload END,
                 headers = CASE WHEN {later} THEN EXCLUDED.headers ELSE {self.outbox}.headers END,
-                attempts_count = CASE WHEN {later} THEN 0 ELSE {self.outbox}.attempts_count END
+                {", ".join(f"{name} = CASE WHEN {later} THEN {value} ELSE {self.outbox}.{name} END" for name, value in ANEW)}
                 {free}""",
             "replace": f"""{timer}
                 next_attempt_at = EXCLUDED.next_attempt_at, payload = EXCLUDED.payload, headers = EXCLUDED.headers,
-                key = EXCLUDED.key, priority = EXCLUDED.priority, attempts_count = 0, first_attempt_at = NULL
+                key = EXCLUDED.key, priority = EXCLUDED.priority,
+                {", ".join(f"{name} = {value}" for name, value in ANEW)}
                 {free}""",
         }
 
     # NOTIFY makes every committing transaction queue behind one lock until it is on disk, so it is sent only where a
     # worker sleeps. A sleeper holds the queue's lock exclusively; publishers share it until they have committed
     # (docs/decisions/0002-wake-ups.md). The subquery refers to nothing, so it runs once for any number of rows.
-    _returning_and_waking = """RETURNING id, message_id, (
+    _and_wake = """, (
                 SELECT CASE WHEN pg_try_advisory_xact_lock_shared(CAST(:wake_lock AS bigint)) THEN NULL
                             ELSE CAST(pg_notify(:channel, :queue) AS text) END)"""
 

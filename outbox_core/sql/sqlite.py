@@ -13,7 +13,7 @@ from outbox_core.message import Delivery, NewMessage, PendingMessage
 from outbox_core.outcome import Release, Retry
 from outbox_core.schema import Column
 from outbox_core.sql.catalogue import LiveColumn, LiveIndex, compare
-from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement, counts, same_envelope
+from outbox_core.sql.dialect import ANEW, Dialect, Row, Settlements, Statement, counts, same_envelope
 from outbox_core.store import Difference, Want
 
 MAX_ROWS = 5_000  # three parameters a row stay below SQLite's 32,766
@@ -64,7 +64,7 @@ class SQLite(Dialect):
                 (message_id, queue, key, payload, headers, priority, timer_id, next_attempt_at)
                 VALUES {", ".join(rows)}
                 {self._conflict(first)}
-                RETURNING id, message_id""",
+                RETURNING id, {"message_id" if len(run) > 1 else ":message_id_0"}""",
             parameters,
         )
 
@@ -77,11 +77,11 @@ class SQLite(Dialect):
             changes = f"""next_attempt_at = max(excluded.next_attempt_at, {table}.next_attempt_at),
                 payload = CASE WHEN {later} THEN excluded.payload ELSE {table}.payload END,
                 headers = CASE WHEN {later} THEN excluded.headers ELSE {table}.headers END,
-                attempts_count = CASE WHEN {later} THEN 0 ELSE {table}.attempts_count END"""
+                {", ".join(f"{name} = CASE WHEN {later} THEN {value} ELSE {table}.{name} END" for name, value in ANEW)}"""
         else:
-            changes = """next_attempt_at = excluded.next_attempt_at, payload = excluded.payload,
-                headers = excluded.headers, key = excluded.key, priority = excluded.priority, attempts_count = 0,
-                first_attempt_at = NULL"""
+            changes = f"""next_attempt_at = excluded.next_attempt_at, payload = excluded.payload,
+                headers = excluded.headers, key = excluded.key, priority = excluded.priority,
+                {", ".join(f"{name} = {value}" for name, value in ANEW)}"""
         return f"""ON CONFLICT (queue, timer_id) WHERE timer_id IS NOT NULL AND failure_reason IS NULL
             DO UPDATE SET {changes} WHERE {table}.leased_until IS NULL OR {table}.leased_until <= {NOW}"""
 

@@ -235,10 +235,8 @@ def _catalogue(table: str, dialect: Dialect) -> Sequence[Statement]:
 
 
 def _ids_in_order(messages: Sequence[NewMessage], answers: Sequence[Sequence[Row]]) -> list[int | None]:
-    if len(messages) == 1 and messages[0].timer_conflict != "ignore":
-        return [answers[0][0][0] if answers[0] else None]  # the row may keep the message id it had
     ids = {_key(row[1]): row[0] for rows in answers for row in rows}
-    return [ids.get(message.message_id.int) for message in messages]
+    return [ids.pop(message.message_id.int, None) for message in messages]
 
 
 def _key(message_id: object) -> int:
