@@ -45,6 +45,7 @@ class Worker:
         self._listening = False
         self._released = 0
         self._cut = 0
+        self._life = asyncio.Lock()
         self.running = False
 
     # Life
@@ -54,8 +55,11 @@ class Worker:
 
         Raises `DatabaseUnavailable` or `SchemaMismatch`: a worker that cannot begin says so at once; later it survives.
         """
-        if self.running:
-            return
+        async with self._life:
+            if not self.running:
+                await self._start()
+
+    async def _start(self) -> None:
         await self._check_tables()
         self._claims = LinkKeeper("claim", self.store, self._observe)
         self._settles = LinkKeeper("settle", self.store, self._observe)
@@ -113,8 +117,12 @@ class Worker:
 
     async def stop(self, *, timeout: float) -> None:
         """Drain and disconnect. Handlers get *timeout* seconds; those that are cut are given back. Idempotent."""
-        if not self.running:
-            return
+        async with self._life:
+            if self.running:
+                await self._stop(timeout)
+        self._life = asyncio.Lock()  # the next start may be on another loop
+
+    async def _stop(self, timeout: float) -> None:
         self.running = False
         self._claimer.stop()
         await asyncio.wait(self._tasks[:1], timeout=SETTLE_TIMEOUT)  # the claim on its way lands first

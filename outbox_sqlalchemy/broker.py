@@ -15,11 +15,11 @@ from outbox_sqlalchemy.tables import OutboxTables, names_of
 class OutboxBroker(CoreBroker):
     """Publishes on SQLAlchemy sessions and connections; consumes on three connections of its own.
 
-    *engine*: the caller's, never disposed; without one, the broker only publishes, with `session=`. *outbox_table*: made
-    by `make_outbox_table`, or the whole set of `make_outbox_tables`; None: a table named "outbox". *dlq_table*: where dead
+    *engine*: the caller's, never disposed; without one, the broker only publishes, with `session=`. *outbox_table*: made by
+    `make_outbox_table`, or the whole set of `make_outbox_tables`; None: a table named "outbox". *dlq_table*: where dead
     letters go; None: they stay in the outbox table, parked with their reason. *notify*: whether publishers wake sleeping
-    workers; without it they poll. *listen_dsn*: a direct connection for LISTEN past a pooler. The other arguments are
-    those of `outbox_core.faststream.OutboxBroker`.
+    workers; without it they poll. *listen_dsn*: where the worker's own connections go, past the pooler that the engine's
+    URL names. The other arguments are those of `outbox_core.faststream.OutboxBroker`.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ one is as good as a pool of fifty.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
@@ -109,25 +109,29 @@ class SqlAlchemyStore(SqlStore):
                 "a worker needs an SQLite database in a file, since each connection to one in memory is another "
                 "database; use sqlite+aiosqlite:///outbox.db"
             )
-        return SqlAlchemyExecutor(await self._connect(engine))
+        return SqlAlchemyExecutor(await self._connect())
 
     async def listen(self, heard: Callable[[str], None]) -> Listener | None:
-        if not self.engine or self.engine.dialect.name != "postgresql":
+        if self._engine.dialect.name != "postgresql":
             return None
-        if self._listen_dsn is None:
-            return await listen_on(await self._connect(self.engine), self.tables.channel, heard)
-        direct = create_async_engine(self._listen_dsn, poolclass=NullPool)
-        return await listen_on(await self._connect(direct), self.tables.channel, heard)
+        return await listen_on(await self._connect(), self.tables.channel, heard)
 
-    async def _connect(self, engine: AsyncEngine) -> OwnConnection:
+    async def _connect(self) -> OwnConnection:
         try:
-            return await OwnConnection.open(engine)
+            return await OwnConnection.open(self._worker_engine)
         except (OSError, SQLAlchemyError, TimeoutError) as error:
             raise self._unavailable(error) from error
-        except Exception as error:
-            if _is_refused_login(error):
+        except Exception as error:  # asyncpg raises its own errors for a refused login, outside SQLAlchemy's
+            if type(error).__module__.startswith(("asyncpg", "psycopg")):
                 raise self._unavailable(error) from error
             raise
+
+    @cached_property
+    def _worker_engine(self) -> AsyncEngine:
+        """What a worker's connections are made by: a sleeping worker holds session locks, which a pooler would leak."""
+        if self._listen_dsn is None:
+            return self._engine
+        return create_async_engine(self._listen_dsn, poolclass=NullPool)
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
         return DatabaseUnavailable(

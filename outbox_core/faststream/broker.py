@@ -106,6 +106,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
     ) -> None:
         if require_transaction not in ("ignore", "warn", "error"):
             raise OptionError(f"require_transaction must be 'ignore', 'warn' or 'error', got {require_transaction!r}")
+        if isinstance(graceful_timeout, bool) or not isinstance(graceful_timeout, int | float | None):
+            raise WrongType("graceful_timeout", "a number of seconds or None", graceful_timeout)
         if graceful_timeout is not None and not 0 <= graceful_timeout < float("inf"):
             raise OptionError(f"graceful_timeout must be >= 0 seconds or None, got {graceful_timeout!r}")
         config = OutboxBrokerConfig(
@@ -162,9 +164,13 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         """Connect, check the tables, and consume. Does nothing if it does already."""
         await self.connect()
         worker = self.config.broker_config.worker
-        if worker is not None and self.subscribers:
-            await worker.start()
-        await super().start()
+        try:
+            if worker is not None and self.subscribers:
+                await worker.start()
+            await super().start()
+        except BaseException:  # nothing goes on behind a start that failed
+            await self.stop()
+            raise
 
     async def stop(self, exc_type: Any = None, exc_val: Any = None, exc_tb: Any = None) -> None:
         """Drain every subscriber at once, write what they did, disconnect. Idempotent."""
@@ -284,10 +290,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         return await self._basic_request(command, producer=self.config.producer)
 
     def _command(self, *messages: Any, **options: Any) -> OutboxPublishCommand:
-        generator = self.config.id_generator
-        # The default generator's random id says less than the message's own id, which is taken where none is given.
-        if options.get("correlation_id") is None and generator is not gen_cor_id:
-            options["correlation_id"] = generator()
+        options["correlation_id"] = options.get("correlation_id") or self.config.broker_config.new_correlation_id()
         return OutboxPublishCommand(*messages, **options)
 
     # Operating

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
+from faststream.message import gen_cor_id
 from faststream.middlewares import AckPolicy
 
 from outbox_core.faststream._compat import (
@@ -39,6 +40,10 @@ class OutboxBrokerConfig(BrokerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.sync_producer = SyncProducer(self)
+
+    def new_correlation_id(self) -> str | None:
+        """The user's generator's; the default one's random id says less than the message's own, which None stands for."""
+        return None if self.id_generator is gen_cor_id else self.id_generator()
 
 
 @dataclass(kw_only=True)

@@ -71,6 +71,7 @@ class OutboxPublisher(PublisherUsecase):
         command = OutboxPublishCommand(
             message, queue=queue, session=session, standalone=standalone, headers=headers, **options
         )
+        command.correlation_id = command.correlation_id or self._outer_config.new_correlation_id()
         row_id: int | None = await self._basic_publish(
             self._complete(command), producer=self._outer_config.producer, _extra_middlewares=()
         )

@@ -11,6 +11,22 @@ from outbox_core.faststream.registrator import OutboxRegistrator
 from outbox_core.options import SubscriberOptions
 
 
+class RouteOptions(SubscriberOptions, total=False):
+    """The keyword arguments of `router.subscriber`."""
+
+    dependencies: Sequence[Any]
+    parser: Any
+    decoder: Any
+    codec: Any
+    ack_policy: AckPolicy
+    no_reply: bool
+    propagate_inbound_headers: bool
+    persistent: bool
+    title: str | None
+    description: str | None
+    include_in_schema: bool
+
+
 class OutboxPublisherArgs(ArgsContainer):
     """A publisher of an `OutboxRoute`, as arguments of `router.publisher`."""
 
@@ -24,7 +40,7 @@ class OutboxRoute(SubscriberRoute):
         queues: str | Sequence[str],
         *,
         publishers: Iterable[OutboxPublisherArgs] = (),
-        **options: Unpack[SubscriberOptions],
+        **options: Unpack[RouteOptions],
     ) -> None:
         super().__init__(call, queues, publishers=publishers, **options)
 
