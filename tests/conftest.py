@@ -43,3 +43,19 @@ async def sqlite_engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'outbox.db'}")
     yield engine
     await engine.dispose()
+
+
+@pytest.fixture(params=["asyncpg", "psycopg", "sqlite"])
+def dsn(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database for each driver, as SQLAlchemy takes it."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'outbox.db'}"
+    return with_driver(request.getfixturevalue("database"), request.param)
+
+
+@pytest.fixture
+async def any_engine(dsn: str) -> AsyncIterator[AsyncEngine]:
+    """An engine on an empty database, for each driver."""
+    engine = create_async_engine(dsn)
+    yield engine
+    await engine.dispose()
