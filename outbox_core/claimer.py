@@ -242,12 +242,15 @@ class Claimer:
 
     async def _sleep_armed(self, hungry: Sequence[Consumer]) -> None:
         await self._survey()
-        longest = min(consumer.options.max_fetch_interval for consumer in hungry)
-        if self._armed == "proxied":
-            longest = min(longest, PROXIED_PAUSE)
-        told = await self._wait(self._until_due(longest))
-        if not told and self._armed == "proxied":
-            self._armed = None
+        longest = self._until_due(min(consumer.options.max_fetch_interval for consumer in hungry))
+        if self._armed == "armed":
+            await self._wait(longest)
+            return
+        until = monotonic() + longest
+        while self._armed == "proxied" and (left := until - monotonic()) > 0:
+            if await self._wait(min(PROXIED_PAUSE, left)):
+                return
+            await self._arm()
 
     async def _sleep_polling(self, hungry: Sequence[Consumer], now: float) -> None:
         if now - self._surveyed > GLANCE:

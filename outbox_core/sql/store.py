@@ -159,7 +159,7 @@ class SqlLink:
     def __init__(self, executor: Executor, dialect: Dialect) -> None:
         self._executor = executor
         self._dialect = dialect
-        self._armed = False
+        self._holds_locks = False
 
     async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
         token, suspect = uuid4(), uuid4()
@@ -175,17 +175,18 @@ class SqlLink:
 
     async def arm(self, queues: Sequence[str]) -> Armed:
         await self.disarm()
-        self._armed = True
+        self._holds_locks = True  # whatever comes of it
         states = {row[0] for row in await self._executor.execute(self._dialect.arm(queues))}
         if "publishing" in states:
             await self.disarm()
             return "publishing"
+        self._holds_locks = "armed" in states
         return "proxied" if "proxied" in states else "armed"
 
     async def disarm(self) -> None:
-        if self._armed:
+        if self._holds_locks:
             await self._executor.execute(self._dialect.disarm())
-            self._armed = False
+            self._holds_locks = False
 
     async def begin(self, delivery: Delivery) -> bool:
         return bool(await self._executor.execute(self._dialect.begin(delivery)))
