@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from math import ceil
 from time import monotonic
 
@@ -21,7 +22,7 @@ from outbox_core.message import Delivery
 from outbox_core.outcome import Release
 from outbox_core.settler import Settler
 from outbox_core.slots import Consumer
-from outbox_core.store import Armed, Band, Want
+from outbox_core.store import Armed, Band, Link, Survey, Want
 
 logger = logging.getLogger("outbox")
 
@@ -112,6 +113,8 @@ class Claimer:
         hungry = [consumer for consumer in self._each_consumer() if consumer.wants_more()]
         if not hungry or self._settler.unsettled > MAX_UNSETTLED:
             await self._disarm()
+            for consumer in self._each_consumer():  # nobody tells us of messages, so a free slot has to ask
+                consumer.more = True
             await self._wait(SURVEY_EVERY)
             return
         found = await self._claim(hungry)
@@ -127,7 +130,7 @@ class Claimer:
     # Looking
 
     async def _survey(self) -> None:
-        survey = await self._keeper.call(lambda link: link.survey(self.queues))
+        survey = await self._survey_all()
         self._surveyed = monotonic()
         bands: dict[str, list[int]] = {queue: [0] for queue in self._consumers}
         for band in survey.bands:
@@ -136,6 +139,14 @@ class Claimer:
         self._bands = {queue: sorted(priorities, reverse=True) for queue, priorities in bands.items()}
         self._paused, self._due_in = survey.paused, survey.due_in
         self._since.clear()
+
+    async def _survey_all(self) -> Survey:
+        """Again if a consumer came meanwhile, whose queues may be paused or have priorities."""
+        while True:
+            queues = self.queues
+            survey = await self._keeper.call(partial(_survey, queues))
+            if queues == self.queues:
+                return survey
 
     async def _claim(self, hungry: Sequence[Consumer]) -> int:
         found = 0
@@ -273,3 +284,7 @@ class Claimer:
         except TimeoutError:
             return False
         return True
+
+
+async def _survey(queues: Sequence[str], link: Link) -> Survey:
+    return await link.survey(queues)

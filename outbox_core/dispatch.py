@@ -10,6 +10,7 @@ from outbox_core.errors import Undecodable
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import Ack, DeadLetter, Nack, Outcome, Reject, Release, Retry, Snooze
+from outbox_core.retry import MAX_DELAY_SECONDS
 
 Silence: TypeAlias = Literal["ack", "retry"]
 
@@ -66,7 +67,7 @@ def _after_failure(
     )
     if delay is None:
         return DeadLetter("retry_terminal", None if error is None else render(error))
-    return Retry(delay if chosen is None else chosen)
+    return Retry(min(max(0.0, float(delay)), MAX_DELAY_SECONDS) if chosen is None else chosen)
 
 
 def render(error: BaseException) -> str:

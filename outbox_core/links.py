@@ -22,7 +22,11 @@ LONGEST_PAUSE = 1.0
 
 
 class LinkDown(Exception):
-    """The call failed and its link is gone; the cause is attached."""
+    """The call failed and its link is gone; the cause is attached. *sent*: it may have had its effect nevertheless."""
+
+    def __init__(self, reason: str, *, sent: bool) -> None:
+        super().__init__(reason)
+        self.sent = sent
 
 
 class LinkKeeper:
@@ -36,6 +40,7 @@ class LinkKeeper:
         self._link: Link | None = None
         self._down_since: float | None = None
         self._pause = FIRST_PAUSE
+        self._closed = False
         self.last_success = monotonic()
 
     async def connect(self) -> None:
@@ -45,13 +50,17 @@ class LinkKeeper:
     async def call(self, use: Callable[[Link], Awaitable[T]]) -> T:
         """The result of *use*, or `LinkDown` after the link was closed."""
         async with self._lock:
+            if self._closed:
+                raise LinkDown("the worker has stopped", sent=False)
+            sent = False
             try:
                 if self._link is None:
                     self._link = await self._store.connect()
+                sent = True
                 result = await use(self._link)
             except Exception as error:
                 await self._drop(error)
-                raise LinkDown(str(error)) from error
+                raise LinkDown(str(error), sent=sent) from error
             except BaseException:  # cancelled half-way: nobody knows what the connection is waiting for
                 await self._drop(None)
                 raise
@@ -64,6 +73,8 @@ class LinkKeeper:
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
     async def close(self) -> None:
+        """Close the link for good."""
+        self._closed = True
         link, self._link = self._link, None
         if link is not None:
             await link.close()

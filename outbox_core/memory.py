@@ -193,21 +193,26 @@ class MemoryStore:
         dry_run: bool,
         session: object | None,
     ) -> int:
+        live = {row.message.message_id for row in self._rows.values()}
         picked = [
             letter
             for letter in self._dead.values()
             if queue in (None, letter.message.queue)
             and reason in (None, letter.reason)
             and (ids is None or letter.id in ids)
+            and letter.message.message_id not in live
         ][:limit]
+        oldest = {letter.message.message_id: letter for letter in reversed(picked)}
         if not dry_run:
-            self._change(session, lambda: self._put_back(picked))
-        return len(picked)
+            self._change(session, lambda: self._put_back(reversed(oldest.values())))
+        return len(oldest)
 
     def _put_back(self, letters: Iterable[MemoryDeadLetter]) -> None:
         for letter in letters:
             if self._dead.pop(letter.id, None) is not None:
-                self._insert(replace(letter.message, timer_id=None, delay=None, available_at=None), next(self._ids))
+                id, message = next(self._ids), replace(letter.message, timer_id=None)
+                self._rows[id] = _Row(id=id, message=message, created_at=letter.row.created_at, due_at=self._clock())
+                self._tell(message.queue)
 
     async def purge_dead_letters(
         self, older_than: timedelta, queue: str | None, limit: int, session: object | None
@@ -336,7 +341,7 @@ class MemoryLink:
     async def begin(self, delivery: Delivery) -> bool:
         row = self._held(delivery)
         if row is not None:
-            row.deliveries += 1
+            row.deliveries = delivery.deliveries + 1
         return row is not None
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
@@ -356,12 +361,14 @@ class MemoryLink:
 
     def _settle(self, row: _Row, settlement: Settlement, worker: str) -> None:
         now = self._store._clock()
-        begun = 0 if settlement.delivery.begun else 1
+        delivery = settlement.delivery
+        begun = 0 if delivery.begun else 1
         match settlement.outcome:
             case Ack():
                 del self._store._rows[row.id]
             case Release():
-                row.token = row.leased_until = None
+                row.token = delivery.token if delivery.still_suspect else None
+                row.leased_until = None
             case Retry(delay, failed):
                 row.token = row.leased_until = None
                 row.due_at = now + timedelta(seconds=delay)
@@ -373,6 +380,7 @@ class MemoryLink:
                 if reason != "max_deliveries":
                     row.deliveries += begun
                     row.attempts += 1
+                row.first_attempt_at = row.first_attempt_at or now
                 del self._store._rows[row.id]
                 id = next(self._store._ids)
                 self._store._dead[id] = MemoryDeadLetter(

@@ -64,6 +64,11 @@ class Delivery:
     lease_lost: bool = field(default=False, init=False)
     vote: Vote | None = field(default=None, init=False)
 
+    @property
+    def still_suspect(self) -> bool:
+        """Whether nothing here has cleared it; given back, the next worker must deliver it alone as well."""
+        return self.suspect and not self.begun
+
     def cast(self, vote: Vote) -> bool:
         """Record *vote* unless there is one already; say whether it was taken."""
         if self.vote is not None:

@@ -77,7 +77,7 @@ class ConsumerOptions:
         _check_seconds("max_fetch_interval", self.max_fetch_interval, self.min_fetch_interval, 3_600.0)
         if self.handler_timeout is not None:
             _check_seconds("handler_timeout", self.handler_timeout, 0.001, 86_400.0)
-        if not isinstance(self.retry_strategy, RetryStrategy):
+        if isinstance(self.retry_strategy, type) or not isinstance(self.retry_strategy, RetryStrategy):
             raise WrongType("retry_strategy", "a retry strategy such as ExponentialRetry()", self.retry_strategy)
 
     @classmethod

@@ -25,7 +25,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Given back as if it had never been claimed: no attempt, no delivery, due as before."""
+    """Given back as if it had never been claimed: no attempt, no delivery, due as before, and a suspect if it was one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from functools import partial
+from itertools import islice
 from time import monotonic
 
 from outbox_core.events import DeadLettered, LeaseLost, Observer, Settled
@@ -22,7 +23,7 @@ logger = logging.getLogger("outbox")
 
 LINGER = 0.002  # seconds in which fast handlers fill a batch; what a kill -9 may repeat is bounded by it
 MAX_BATCH = 1_000
-GIVE_UP_AFTER = 5  # failures of one settlement on its own; its lease will end and another worker sees it
+GIVE_UP_AFTER = 5  # refusals of one settlement on its own; its lease will end and another worker sees it
 
 
 class Settler:
@@ -38,7 +39,9 @@ class Settler:
         self._urgent = asyncio.Event()
         self._settled = asyncio.Event()
         self._batch_limit = MAX_BATCH
-        self._failures = 0
+        self._unanswered: set[Delivery] = set()  # settlements that were sent and may have been written
+        self._refusals: dict[Delivery, int] = {}  # settlements that failed alone
+        self._works = False  # whether any was written since the last of these failures
 
     # What is ours
 
@@ -55,13 +58,18 @@ class Settler:
 
     def forget(self, delivery: Delivery) -> None:
         """Give up a delivery whose lease is over."""
-        self._outcomes.pop(delivery, None)
-        if self._held.pop(delivery, None) is not None:
+        if self._drop(delivery):
             delivery.lease_lost = True
             logger.warning(
                 "lost the lease on message %s in %r; it will be delivered again", delivery.id, delivery.queue
             )
             self._observe(LeaseLost(delivery))
+
+    def _drop(self, delivery: Delivery) -> bool:
+        self._outcomes.pop(delivery, None)
+        self._unanswered.discard(delivery)
+        self._refusals.pop(delivery, None)
+        return self._held.pop(delivery, None) is not None
 
     async def begin(self, delivery: Delivery) -> bool:
         """Count the delivery before its handler starts. False: it is not ours any more."""
@@ -76,6 +84,11 @@ class Settler:
             self.forget(delivery)
         return delivery.begun
 
+    def leases_run_down(self) -> bool:
+        """Whether a third of any lease is gone."""
+        now = monotonic()
+        return any(now > delivery.lease_ends - lease * 2 / 3 for delivery, lease in self._held.items())
+
     async def extend(self) -> None:
         """Extend every lease that is held; forget those that are not ours any more. Raises `LinkDown`."""
         for lease in set(self._held.values()):
@@ -85,7 +98,7 @@ class Settler:
             for delivery in held:
                 if delivery.id in ours:
                     delivery.lease_ends = sent + lease
-                elif delivery in self._held:
+                elif delivery not in self._unanswered:  # a row that is gone may be our own doing
                     self.forget(delivery)
 
     # What becomes of it
@@ -96,6 +109,10 @@ class Settler:
             self._outcomes[delivery] = outcome
             self._work.set()
 
+    def undecided(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+        """Those that are held and have no outcome yet."""
+        return [delivery for delivery in deliveries if delivery in self._held and delivery not in self._outcomes]
+
     def hurry(self) -> None:
         """Do not linger: no handler is running that could add to the batch."""
         self._urgent.set()
@@ -103,11 +120,16 @@ class Settler:
     async def settle_now(self, delivery: Delivery, outcome: Outcome) -> bool:
         """Write one outcome before going on; say whether the message was still ours."""
         self.put(delivery, outcome)
-        self.hurry()
-        while delivery in self._outcomes:
+        await self.written(delivery)
+        return not delivery.lease_lost
+
+    async def written(self, *deliveries: Delivery) -> None:
+        """Return when the outcomes of *deliveries* are in the database, or given up."""
+        waiting = set(deliveries)
+        while waiting := waiting & self._outcomes.keys():
+            self.hurry()
             self._settled.clear()
             await self._settled.wait()
-        return not delivery.lease_lost
 
     async def run(self) -> None:
         """Write batches until cancelled."""
@@ -118,11 +140,8 @@ class Settler:
             await self._write_batch()
 
     async def drained(self) -> None:
-        """Return when everything is written."""
-        self.hurry()
-        while self._outcomes:
-            self._settled.clear()
-            await self._settled.wait()
+        """Return when everything that is decided by now is written."""
+        await self.written(*self._outcomes)
 
     async def _linger(self) -> None:
         try:
@@ -132,12 +151,7 @@ class Settler:
             pass
 
     async def _write_batch(self) -> None:
-        batch = [
-            Settlement(delivery, outcome)
-            for delivery, outcome, _ in zip(
-                self._outcomes, self._outcomes.values(), range(self._batch_limit), strict=False
-            )
-        ]
+        batch = self._next_batch()
         if not batch:
             self._rest()
             return
@@ -147,9 +161,19 @@ class Settler:
             self._failed(batch, down)
             await self._keeper.pause()
         else:
-            self._written(batch, ours, certain=not self._failures)
-            self._failures, self._batch_limit = 0, min(self._batch_limit * 2, MAX_BATCH)
+            self._written(batch, ours)
+            self._works = True
+            self._batch_limit = min(self._batch_limit * 2, MAX_BATCH)
         self._rest()
+
+    def _next_batch(self) -> list[Settlement]:
+        """The oldest outcomes, or one that was refused before if there are no others."""
+        if not self._refusals:
+            oldest = islice(self._outcomes.items(), self._batch_limit)
+        else:
+            fresh = [pair for pair in self._outcomes.items() if pair[0] not in self._refusals]
+            oldest = islice(fresh or self._outcomes.items(), self._batch_limit if fresh else 1)
+        return [Settlement(delivery, outcome) for delivery, outcome in oldest]
 
     def _rest(self) -> None:
         if not self._outcomes:
@@ -157,14 +181,12 @@ class Settler:
             self._urgent.clear()
         self._settled.set()
 
-    def _written(self, batch: list[Settlement], ours: set[int], *, certain: bool) -> None:
+    def _written(self, batch: list[Settlement], ours: set[int]) -> None:
         lost = []
         for settlement in batch:
             delivery = settlement.delivery
-            self._outcomes.pop(delivery, None)
-            # After a repeated batch a missing id may well be our own first try.
-            if delivery.id in ours or not certain:
-                self._held.pop(delivery, None)
+            if delivery.id in ours or self._was_ours(delivery):
+                self._drop(delivery)
                 if isinstance(settlement.outcome, DeadLetter):
                     self._observe(DeadLettered(delivery, settlement.outcome.reason))
             else:
@@ -172,12 +194,27 @@ class Settler:
                 self.forget(delivery)
         self._observe(Settled(len(batch), tuple(lost)))
 
+    def _was_ours(self, delivery: Delivery) -> bool:
+        """Whether a row that is missing can only have been settled by our own first try: nobody else had a lease."""
+        return delivery in self._unanswered and monotonic() <= delivery.lease_ends
+
     def _failed(self, batch: list[Settlement], down: LinkDown) -> None:
         """Halve the batch, so that one settlement that the database refuses cannot hold up the others for ever."""
-        self._failures += 1
         self._batch_limit = max(1, len(batch) // 2)
-        if len(batch) == 1 and self._failures >= GIVE_UP_AFTER and monotonic() > batch[0].delivery.lease_ends:
-            delivery = batch[0].delivery
+        if not down.sent:
+            return
+        self._unanswered.update(settlement.delivery for settlement in batch)
+        if len(batch) == 1:
+            self._refused(batch[0].delivery, down)
+
+    def _refused(self, delivery: Delivery, down: LinkDown) -> None:
+        """Put it behind the others; after a few times give it up, unless nothing can be written at all."""
+        if delivery not in self._outcomes:
+            return
+        self._outcomes[delivery] = self._outcomes.pop(delivery)
+        self._refusals[delivery] = self._refusals.get(delivery, 0) + self._works
+        self._works = False
+        if self._refusals[delivery] >= GIVE_UP_AFTER:
             logger.error("cannot settle message %s in %r: %s", delivery.id, delivery.queue, down)
             self.forget(delivery)
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from time import monotonic, perf_counter
 from typing import TypeAlias
 
@@ -18,7 +18,7 @@ from outbox_core.dispatch import Silence, decide, refuse
 from outbox_core.events import Handled, Observer
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
-from outbox_core.outcome import Ack, Release
+from outbox_core.outcome import Ack, Outcome, Release, Retry
 from outbox_core.settler import Settler
 
 logger = logging.getLogger("outbox")
@@ -28,6 +28,8 @@ SlotContext: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]
 
 AHEAD = 0.1  # seconds of work that are claimed in advance
 MAX_AHEAD = 2_000  # messages
+UNDECIDED_DELAY = 60.0  # seconds until a message is tried again whose retry strategy failed
+CUT_TIMEOUT = 5.0  # seconds for a cancelled handler to come to its end
 YIELD_EVERY = 0.001  # seconds that handlers which never wait may keep the loop, on which claims and settlements wait
 
 
@@ -35,7 +37,7 @@ class Isolation:
     """Lets a suspect, whose last owner went away without a word, run alone in the process.
 
     If it takes the process down, nobody else is to blame. It waits for the others at most *patience* seconds, and holds
-    them up no longer than that: what has run so long without killing anybody is no killer.
+    them and the next suspect up no longer than that: what has run so long without killing anybody is no killer.
     """
 
     def __init__(self, patience: float = 30.0) -> None:
@@ -64,21 +66,27 @@ class Isolation:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        async with self._turn:
+        await self._turn.acquire()
+        with ExitStack() as turn:  # closed by whatever comes first: the end, or the end of the patience
+            turn.callback(self._turn.release)
+            turn.callback(self._gate.set)
             self._gate.clear()
-            try:
-                async with asyncio.timeout(self._patience):
-                    await self._idle.wait()
-            except TimeoutError:
-                pass
-            reopen = asyncio.get_running_loop().call_later(self._patience, self._gate.set)
+            await self._others_end()
             self._running += 1
+            self._idle.clear()
+            turn.callback(self.leave)
+            trust = asyncio.get_running_loop().call_later(self._patience, turn.close)
             try:
                 yield
             finally:
-                self._running -= 1
-                reopen.cancel()
-                self._gate.set()
+                trust.cancel()
+
+    async def _others_end(self) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
 
 
 class Consumer:
@@ -109,6 +117,7 @@ class Consumer:
         self._cuts: dict[Delivery, asyncio.Timeout] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._tasks: list[asyncio.Task[None]] = []
+        self.leaving = asyncio.Lock()  # held while it is drained
         self._stopping = False
         self._seconds: float | None = None  # of a handler run, moving average
         self.completed = 0
@@ -136,11 +145,23 @@ class Consumer:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
         cut = len(self._running)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        await self._cut_off()
         return released, cut
+
+    async def _cut_off(self) -> None:
+        """Cancel what still runs. A handler that goes on regardless, in a thread say, is left behind with its lease."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CUT_TIMEOUT)
+        for delivery in self._running:
+            logger.error(
+                "the handler of message %s in %r goes on after its cancellation; it is left behind, and the message "
+                "will be delivered again",
+                delivery.id,
+                delivery.queue,
+            )
 
     def halt(self) -> int:
         """Start nothing more; how many were given back. What runs goes on, until `stop`."""
@@ -148,6 +169,11 @@ class Consumer:
         return self.give_back()
 
     # The buffer
+
+    @property
+    def alive(self) -> bool:
+        """Whether every slot goes on."""
+        return not any(task.done() for task in self._tasks)
 
     @property
     def in_hand(self) -> int:
@@ -196,7 +222,8 @@ class Consumer:
         """The lease of *delivery* is over: drop it if it has not begun, cut its handler if that was asked for."""
         if delivery in self._buffer:
             self._buffer.remove(delivery)
-        if self.options.cancel_on_lease_lost and (cut := self._cuts.get(delivery)) is not None:
+        cut = self._cuts.get(delivery) if self.options.cancel_on_lease_lost else None
+        if cut is not None and not cut.expired():
             cut.reschedule(asyncio.get_running_loop().time())
 
     # The slots
@@ -205,7 +232,7 @@ class Consumer:
         yielded = perf_counter()
         async with self._context():
             while (batch := await self._next()) is not None:
-                await self._deliver(batch)
+                await self._deliver_or_release(batch)
                 if (now := perf_counter()) - yielded > YIELD_EVERY:
                     await asyncio.sleep(0)
                     yielded = now
@@ -240,6 +267,18 @@ class Consumer:
         while self._waiting:
             self._wake_one()
 
+    async def _deliver_or_release(self, batch: list[Delivery]) -> None:
+        try:
+            await self._deliver(batch)
+        except asyncio.CancelledError:  # the worker stops; that is nobody's failure
+            for delivery in self._settler.undecided(batch):
+                self._settler.put(delivery, Release())
+            raise
+        except Exception:
+            logger.exception("a slot of %r failed; it goes on", self.options.queues)
+            for delivery in self._settler.undecided(batch):
+                self._settler.forget(delivery)
+
     async def _deliver(self, batch: list[Delivery]) -> None:
         startable = [delivery for delivery in batch if self._may_start(delivery)]
         suspects = [delivery for delivery in startable if delivery.suspect]
@@ -247,13 +286,27 @@ class Consumer:
         if normal:
             await self._isolation.enter()
             try:
-                await self._run(normal)
+                if ready := self._still_startable(normal):
+                    await self._run(ready)
             finally:
                 self._isolation.leave()
         for suspect in suspects:
-            async with self._isolation.alone():
-                if not suspect.lease_lost and await self._settler.begin(suspect):
-                    await self._run([suspect])
+            await self._deliver_alone(suspect)
+
+    async def _deliver_alone(self, suspect: Delivery) -> None:
+        async with self._isolation.alone():
+            if self._still_startable([suspect]) and await self._settler.begin(suspect):
+                await self._run([suspect])
+                # Until its outcome is in the database, the next suspect's crash would be blamed on it too.
+                await self._settler.written(suspect)
+
+    def _still_startable(self, batch: list[Delivery]) -> list[Delivery]:
+        """Those that may begin after a wait, in which the worker may have been stopped or leases lost."""
+        if self._stopping:
+            for delivery in batch:
+                self._settler.put(delivery, Release())
+            return []
+        return [delivery for delivery in batch if not delivery.lease_lost]
 
     def _may_start(self, delivery: Delivery) -> bool:
         if monotonic() > delivery.lease_ends:
@@ -279,9 +332,7 @@ class Consumer:
             await self._call(batch)
         except asyncio.CancelledError as cancelled:
             task = asyncio.current_task()
-            if task is not None and task.cancelling():  # the worker stops; that is nobody's failure
-                for delivery in batch:
-                    self._settler.put(delivery, Release())
+            if task is not None and task.cancelling():
                 raise
             error = cancelled  # the handler awaited something that was cancelled
         except Exception as raised:
@@ -308,8 +359,20 @@ class Consumer:
         each = seconds / len(batch)
         self._seconds = each if self._seconds is None else self._seconds + 0.2 * (each - self._seconds)
         for delivery in batch:
-            outcome = decide(delivery, error, self.options, seconds=seconds, silence=self._silence)
+            outcome = self._decide(delivery, error, seconds)
             if not self._ack_first:
                 self._settler.put(delivery, outcome)
             if self._observe is not None:
                 self._observe(Handled(delivery, outcome, error, seconds))
+
+    def _decide(self, delivery: Delivery, error: BaseException | None, seconds: float) -> Outcome:
+        try:
+            return decide(delivery, error, self.options, seconds=seconds, silence=self._silence)
+        except Exception:  # a user's retry strategy may raise, or answer with what is no delay
+            logger.exception(
+                "the retry strategy of %r failed; message %s is tried again in %g s",
+                self.options.queues,
+                delivery.id,
+                UNDECIDED_DELAY,
+            )
+            return Retry(UNDECIDED_DELAY)

@@ -88,7 +88,7 @@ class Link(Protocol):
         """Publishers need not notify: this worker is awake and looks by itself. Does nothing if not armed."""
 
     async def begin(self, delivery: Delivery) -> bool:
-        """Count a delivery before its handler starts. False: the lease is lost."""
+        """Count a delivery before its handler starts. False: the lease is lost. Repeating it counts once."""
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
         """Extend the leases to *lease* seconds from now; return the ids that were still ours."""
@@ -148,7 +148,10 @@ class Store(Protocol):
         dry_run: bool,
         session: object | None,
     ) -> int:
-        """Put dead letters back with their message ids and fresh counters; how many (or would be, on a dry run)."""
+        """Put dead letters back with their message ids and fresh counters; how many (or would be, on a dry run).
+
+        At most *limit*, oldest first. One whose message id is live again stays dead, for that is the same message.
+        """
 
     async def purge_dead_letters(
         self, older_than: timedelta, queue: str | None, limit: int, session: object | None

@@ -12,23 +12,34 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from functools import partial
 from secrets import token_hex
 from time import monotonic
+from typing import Any
 
 from outbox_core.claimer import Claimer
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch
-from outbox_core.events import Event, LeaseLost, ListenDegraded, Observer, WorkerStarted, WorkerStopped
+from outbox_core.events import (
+    ConnectionRestored,
+    Event,
+    LeaseLost,
+    ListenDegraded,
+    Observer,
+    WorkerStarted,
+    WorkerStopped,
+)
 from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.settler import Settler
 from outbox_core.slots import Consumer, Isolation
-from outbox_core.store import Listener, Store
+from outbox_core.store import Link, Listener, Store
 
 logger = logging.getLogger("outbox")
 
-TICK = 1.0  # seconds between looks at leases and stalled buffers
+TICK = 1.0  # seconds between looks at stalled buffers
+HEARTBEAT = 0.2  # seconds between looks at leases, the shortest of which is a second
 PROOF_TIMEOUT = 2.0  # seconds in which a notification to oneself must arrive
-PROOF_AGAIN = 60.0  # seconds until listening is tried again where it did not work
+PROOF_AGAIN = 60.0  # seconds until listening is proved again, or at most until it is tried again where it did not work
 NO_LISTEN = "this store has no wake-ups"
 SETTLE_TIMEOUT = 5.0  # seconds for the last outcomes at the end
 
@@ -41,7 +52,8 @@ class Worker:
         self.name = name or f"{socket.gethostname()}:{os.getpid()}:{token_hex(2)}"
         self._observers = tuple(observers)
         self._consumers: list[Consumer] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._question: asyncio.Task[bool] | None = None  # whether the database answers
         self._listening = False
         self._released = 0
         self._cut = 0
@@ -74,6 +86,7 @@ class Worker:
         self._claimer.listening = lambda: self._listening
         self._isolation = Isolation()
         self._listen_tried = asyncio.Event()
+        self._restored = asyncio.Event()
         self.running = True
         loops = (self._claimer.run(), self._settler.run(), self._tend(), self._listen())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
@@ -104,14 +117,20 @@ class Worker:
 
     async def remove(self, consumer: Consumer, *, timeout: float) -> None:
         """Drain one consumer; the others go on."""
-        if consumer not in self._consumers:
-            return
+        async with consumer.leaving:
+            if consumer in self._consumers:
+                await self._drain(consumer, timeout)
+                self._consumers.remove(consumer)
+
+    async def _drain(self, consumer: Consumer, timeout: float) -> None:
         self._claimer.remove(consumer)
-        self._consumers.remove(consumer)
-        released, cut = await consumer.stop(timeout)
+        if released := consumer.halt():
+            await self._write_the_rest()
+            await self._tell_others(consumer.options.queues)
+        more, cut = await consumer.stop(timeout)
         if cut:
             logger.warning("%d handlers of %r were cut after %g s", cut, consumer.options.queues, timeout)
-        self._released += released
+        self._released += released + more
         self._cut += cut
         await self._write_the_rest()
 
@@ -128,6 +147,9 @@ class Worker:
         await asyncio.wait(self._tasks[:1], timeout=SETTLE_TIMEOUT)  # the claim on its way lands first
         await asyncio.gather(*(self.remove(consumer, timeout=timeout) for consumer in [*self._consumers]))
         await self._write_the_rest()
+        if self._question is not None:
+            self._tasks.append(self._question)
+            self._question = None
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -135,6 +157,16 @@ class Worker:
         await asyncio.gather(self._claims.close(), self._settles.close())
         self._observe(WorkerStopped(self.name, self._released, self._cut))
         self._released = self._cut = 0
+
+    async def _tell_others(self, queues: Sequence[str]) -> None:
+        """Of what was given back, which they would otherwise find at their next poll."""
+        if not self._listening:
+            return
+        for queue in queues:
+            try:
+                await self._settles.call(partial(_notify, queue))
+            except LinkDown:
+                return
 
     async def _write_the_rest(self) -> None:
         try:
@@ -154,13 +186,22 @@ class Worker:
         claiming_settling_tending = self._tasks[:3]
         if not self.running or any(task.done() for task in claiming_settling_tending):
             return False
+        if not all(consumer.alive for consumer in self._consumers):
+            return False
         longest = max((consumer.options.max_fetch_interval for consumer in self._consumers), default=TICK)
         if monotonic() - self._claims.last_success > 2 * max(longest, TICK) + 10:
             return False
+        # A question that takes too long is left open, not cut: that would cost the link, and a driver may take seconds
+        # to give a dead connection up.
+        if self._question is None or self._question.done():
+            self._question = asyncio.create_task(self._ask())
+        await asyncio.wait([self._question], timeout=timeout)
+        return self._question.done() and not self._question.cancelled() and self._question.result()
+
+    async def _ask(self) -> bool:
         try:
-            async with asyncio.timeout(timeout):
-                await self._settles.call(lambda link: link.ping())
-        except (LinkDown, TimeoutError):
+            await self._settles.call(lambda link: link.ping())
+        except LinkDown:
             return False
         return True
 
@@ -168,20 +209,17 @@ class Worker:
 
     async def _tend(self) -> None:
         """Extend leases in time, and give back what waits behind a handler that does not come to an end."""
-        due = monotonic()
+        looked = monotonic()
         completed: dict[Consumer, int] = {}
         while True:
-            await asyncio.sleep(min(TICK, max(0.1, due - monotonic())))
-            completed = self._give_back_stalled(completed)
-            if monotonic() < due:
-                continue
-            try:
-                await self._settler.extend()
-            except LinkDown:
-                await self._settles.pause()
-            else:
-                shortest = min((consumer.options.lease_ttl_seconds for consumer in self._consumers), default=TICK * 3)
-                due = monotonic() + shortest / 3
+            await asyncio.sleep(HEARTBEAT)
+            if monotonic() - looked >= TICK:
+                looked, completed = monotonic(), self._give_back_stalled(completed)
+            if self._settler.leases_run_down():
+                try:
+                    await self._settler.extend()
+                except LinkDown:
+                    await self._settles.pause()
 
     def _give_back_stalled(self, before: dict[Consumer, int]) -> dict[Consumer, int]:
         for consumer in self._consumers:
@@ -192,26 +230,35 @@ class Worker:
     async def _listen(self) -> None:
         """Keep a listener that is proved to hear, or say once that there is none."""
         degraded: str | None = None
+        pause = TICK
         try:
-            while True:
-                reason = await self._listen_once()
+            while (reason := await self._listen_once()) != NO_LISTEN:
                 self._listen_tried.set()
-                if reason == NO_LISTEN:
-                    return
                 if reason is None:
-                    degraded = None
-                    await asyncio.sleep(random.uniform(0.1, TICK))  # noqa: S311  no secret
-                    continue
-                if reason != degraded:
+                    degraded, pause = None, TICK
+                elif degraded is None:
                     degraded = reason
                     logger.warning("no wake-ups from %s: %s; polling instead", self.store.name, reason)
                     self._observe(ListenDegraded(reason))
-                await asyncio.sleep(PROOF_AGAIN)
+                await self._pause_listening(pause * random.uniform(0.1, 1.0))  # noqa: S311  no secret
+                pause = min(pause * 2, PROOF_AGAIN)
         finally:
             self._listen_tried.set()
 
+    async def _pause_listening(self, seconds: float) -> None:
+        """Less, if meanwhile another connection works again: then this one may too."""
+        self._restored.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._restored.wait()
+        except TimeoutError:
+            pass
+
     async def _listen_once(self) -> str | None:
-        """Listen until the connection ends (None), or say why that does not work."""
+        """Listen until the connection ends (None), or say why that does not work.
+
+        It is proved again and again: a network that forgets an idle connection tells nobody.
+        """
         proof, proved = f"proof:{token_hex(8)}", asyncio.Event()
 
         def heard(payload: str) -> None:
@@ -225,26 +272,28 @@ class Worker:
             listener = await self.store.listen(heard)
             if listener is None:
                 return NO_LISTEN
-            await self._settles.call(lambda link: link.notify(proof))
-            async with asyncio.timeout(PROOF_TIMEOUT):
-                await proved.wait()
-            self._listening = True
-            self._listen_tried.set()
-            self._claimer.nudge()
-            await listener.closed()
-        except TimeoutError:
-            return "a notification to itself did not arrive (a pooler in transaction mode swallows LISTEN)"
+            while True:
+                await self._settles.call(lambda link: link.notify(proof))
+                if not await _within(PROOF_TIMEOUT, proved.wait()):
+                    return "a notification to itself did not arrive (a pooler in transaction mode swallows LISTEN)"
+                proved.clear()
+                self._listening = True
+                self._listen_tried.set()
+                self._claimer.nudge()
+                if await _within(PROOF_AGAIN, listener.closed()):
+                    return None
         except Exception as error:
             return repr(error)
         finally:
             self._listening = False
             if listener is not None:
                 await listener.close()
-        return None
 
     # Events
 
     def _observe(self, event: Event) -> None:
+        if isinstance(event, ConnectionRestored):
+            self._restored.set()
         if isinstance(event, LeaseLost):
             for consumer in self._consumers:
                 if event.delivery.queue in consumer.options.queues:
@@ -254,3 +303,16 @@ class Worker:
                 observer(event)
             except Exception:
                 logger.exception("an observer failed on %r", event)
+
+
+async def _notify(payload: str, link: Link) -> None:
+    await link.notify(payload)
+
+
+async def _within(seconds: float, what: Awaitable[object]) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await what
+    except TimeoutError:
+        return False
+    return True

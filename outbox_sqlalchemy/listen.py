@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from outbox_core.store import Listener
-from outbox_sqlalchemy.connections import OwnConnection
+from outbox_sqlalchemy.connections import DEADLINE, OwnConnection
 
 
 async def listen_on(connection: OwnConnection, channel: str, heard: Callable[[str], None]) -> Listener | None:
@@ -15,7 +15,8 @@ async def listen_on(connection: OwnConnection, channel: str, heard: Callable[[st
         return None
     listener = kind(connection, channel, heard)
     try:
-        await listener.start()
+        async with asyncio.timeout(DEADLINE):
+            await listener.start()
     except BaseException:
         await listener.close()
         raise

@@ -66,6 +66,7 @@ def make_outbox_tables(
 
     With an archive, handled messages are moved there instead of deleted.
     """
+    Tables(prefix, f"{prefix}_dlq", f"{prefix}_archive" if archive else None, f"{prefix}_queues", schema)  # all or none
     done = _make_table(metadata, described.ARCHIVE, f"{prefix}_archive", schema, "archive table") if archive else None
     return OutboxTables(
         outbox=make_outbox_table(metadata, prefix, schema),

@@ -303,7 +303,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         self, session: object | None = None, queue: str | None = None, limit: int = 1_000
     ) -> list[PendingMessage]:
         """Look at the oldest *limit* rows, leased ones too, without leasing them."""
-        return await self.store.fetch_unprocessed(queue, _checked_limit(limit), session)
+        return await self.store.fetch_unprocessed(_checked_filter(queue), _checked_limit(limit), session)
 
     async def redrive(
         self,
@@ -319,7 +319,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         The filters are combined; none means all. With *dry_run* nothing is changed.
         """
         return await self.store.redrive(
-            queue=queue,
+            queue=_checked_filter(queue),
             ids=ids,
             reason=reason,
             limit=None if limit is None else _checked_limit(limit),
@@ -340,7 +340,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
             raise WrongType("older_than", "a timedelta", older_than)
         if older_than < timedelta(0):
             raise OptionError(f"older_than must not be negative, got {older_than!r}")
-        return await self.store.purge_dead_letters(older_than, queue, _checked_limit(limit), session)
+        return await self.store.purge_dead_letters(older_than, _checked_filter(queue), _checked_limit(limit), session)
 
     async def stats(self) -> OutboxStats:
         """Counts by queue at one moment; it reads the whole table."""
@@ -377,6 +377,10 @@ def _refuse_for_batches(options: PublishOptions) -> None:
     for name in ("message_id", "timer_id"):
         if options.get(name) is not None:
             raise OptionError(f"{name} cannot be shared by a batch; publish these messages one by one")
+
+
+def _checked_filter(queue: str | None) -> str | None:
+    return None if queue is None else check_queue(queue)
 
 
 def _checked_limit(limit: int) -> int:

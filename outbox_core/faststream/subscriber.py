@@ -140,9 +140,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         except HandlerException as raised:
             vote_of_exception(self.ack_policy, raised, deliveries)
             return ensure_response(None)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
+        except BaseException:  # of a timeout too; a handler that is cut by a stop is given back, whatever its vote
             vote_after_failure(self.ack_policy, deliveries)
             raise
         vote_after_return(self.ack_policy, deliveries)
@@ -162,7 +160,8 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         """Start nothing more, and drain from outside: a slot that waited for its own end would wait for ever."""
         if self._consumer is not None:
             self._consumer.halt()
-            self._stopping = asyncio.create_task(self._drain())
+            if self._stopping is None or self._stopping.done():
+                self._stopping = asyncio.create_task(self._drain())
 
     def _publish_replies_inside(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """FastStream publishes a reply after the handler's dependencies have closed, and its session with them."""

@@ -252,9 +252,9 @@ class PostgreSQL(Dialect):
 
     def begin(self, delivery: Delivery) -> Statement:
         return Statement(
-            f"""UPDATE {self.outbox} SET deliveries_count = deliveries_count + 1
+            f"""UPDATE {self.outbox} SET deliveries_count = CAST(:deliveries AS int) + 1
                 WHERE id = CAST(:id AS bigint) AND acquired_token = CAST(:token AS uuid) RETURNING id""",
-            {"id": delivery.id, "token": delivery.token},
+            {"id": delivery.id, "token": delivery.token, "deliveries": delivery.deliveries},
         )
 
     def settle(self, settlements: Settlements, *, worker: str) -> Sequence[Statement]:
@@ -288,7 +288,7 @@ class PostgreSQL(Dialect):
     @cached_property
     def _move(self) -> str:
         return f"""UPDATE {self.outbox} AS message
-            SET acquired_token = NULL,
+            SET acquired_token = CASE WHEN held.suspect THEN message.acquired_token END,
                 leased_until = NULL,
                 next_attempt_at = CASE WHEN held.delay IS NULL THEN message.next_attempt_at
                                        ELSE statement_timestamp() + make_interval(secs => held.delay) END,
@@ -299,7 +299,8 @@ class PostgreSQL(Dialect):
                 last_attempt_at = CASE WHEN held.failed = 0 THEN message.last_attempt_at
                                        ELSE statement_timestamp() END
             FROM unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[]), CAST(:delays AS float8[]),
-                        CAST(:failed AS int[]), CAST(:started AS int[])) AS held (id, token, delay, failed, started)
+                        CAST(:failed AS int[]), CAST(:started AS int[]), CAST(:suspects AS boolean[]))
+                 AS held (id, token, delay, failed, started, suspect)
             WHERE message.id = held.id AND message.acquired_token = held.token
             RETURNING message.id"""
 
@@ -400,8 +401,10 @@ class PostgreSQL(Dialect):
     ) -> Sequence[Statement]:
         table = self.tables.dead_letters
         source = self.outbox if table is None else self.tables.sql(table)
-        picked = f"""SELECT id FROM {source}
+        live = f"EXISTS (SELECT FROM {self.outbox} AS live WHERE live.message_id = dead.message_id)"
+        picked = f"""SELECT id, message_id FROM {source} AS dead
             WHERE failure_reason IS NOT NULL
+              AND {"true" if table is None else f"NOT {live}"}
               AND (CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text))
               AND (CAST(:reason AS text) IS NULL OR failure_reason = CAST(:reason AS text))
               AND (CAST(:ids AS bigint[]) IS NULL OR id = ANY (CAST(:ids AS bigint[])))
@@ -414,7 +417,7 @@ class PostgreSQL(Dialect):
             "limit": limit,
         }
         if dry_run:
-            return [Statement(f"SELECT count(*) FROM ({picked}) AS picked", parameters)]
+            return [Statement(f"SELECT count(DISTINCT message_id) FROM ({picked}) AS picked", parameters)]
         if table is None:
             changed = f"""UPDATE {source} AS dead
                 SET failure_reason = NULL, last_exception = NULL, timer_id = NULL, attempts_count = 0,
@@ -425,13 +428,16 @@ class PostgreSQL(Dialect):
             back = "SELECT queue FROM changed"
         else:
             message = "message_id, queue, key, payload, headers, priority, created_at"
-            changed = f"DELETE FROM {source} AS dead USING picked WHERE dead.id = picked.id RETURNING dead.*"
+            # Two dead letters of one message id cannot both be live; the older one goes first.
+            oldest = "SELECT min(id) AS id FROM picked GROUP BY message_id"
+            changed = f"""DELETE FROM {source} AS dead USING ({oldest}) AS oldest WHERE dead.id = oldest.id
+                          RETURNING dead.*"""
             back = f"""INSERT INTO {self.outbox} ({message}, next_attempt_at)
                        SELECT {message}, statement_timestamp() FROM changed ORDER BY id
                        RETURNING queue"""
         return [
             Statement(
-                f"""WITH picked AS ({picked} FOR UPDATE SKIP LOCKED), changed AS ({changed}), back AS ({back}),
+                f"""WITH picked AS ({picked} FOR UPDATE OF dead SKIP LOCKED), changed AS ({changed}), back AS ({back}),
                          told AS (SELECT pg_notify(:channel, queue) FROM back GROUP BY queue)
                     SELECT count(*), (SELECT count(*) FROM told) FROM back""",
                 {**parameters, "channel": self.tables.channel},
@@ -559,6 +565,7 @@ def _moves(moved: Sequence[tuple[Delivery, Retry | Release]]) -> dict[str, objec
     return {
         **_leases([delivery for delivery, _ in moved]),
         "delays": [outcome.delay if isinstance(outcome, Retry) else None for _, outcome in moved],
+        "suspects": [isinstance(outcome, Release) and delivery.still_suspect for delivery, outcome in moved],
         **_counts(moved),
     }
 

@@ -185,9 +185,9 @@ class SQLite(Dialect):
 
     def begin(self, delivery: Delivery) -> Statement:
         return Statement(
-            f"""UPDATE {self.outbox} SET deliveries_count = deliveries_count + 1
+            f"""UPDATE {self.outbox} SET deliveries_count = :deliveries + 1
                 WHERE id = :id AND acquired_token = :token RETURNING id""",
-            {"id": delivery.id, "token": delivery.token.hex},
+            {"id": delivery.id, "token": delivery.token.hex, "deliveries": delivery.deliveries},
         )
 
     # No statement of SQLite's both deletes and inserts, so the dead are copied first and go with the acked.
@@ -246,7 +246,7 @@ class SQLite(Dialect):
     @property
     def _move(self) -> str:
         return f"""UPDATE {self.outbox} AS message
-            SET acquired_token = NULL,
+            SET acquired_token = CASE WHEN held.suspect THEN message.acquired_token END,
                 leased_until = NULL,
                 next_attempt_at = CASE WHEN held.delay IS NULL THEN message.next_attempt_at
                                        ELSE {_in("held.delay")} END,
@@ -257,7 +257,7 @@ class SQLite(Dialect):
                 last_attempt_at = CASE WHEN held.failed = 0 THEN message.last_attempt_at ELSE {NOW} END
             FROM (SELECT json_extract(value, '$[0]') AS held_id, json_extract(value, '$[1]') AS held_token,
                          json_extract(value, '$[2]') AS delay, json_extract(value, '$[3]') AS failed,
-                         json_extract(value, '$[4]') AS started
+                         json_extract(value, '$[4]') AS started, json_extract(value, '$[5]') AS suspect
                   FROM json_each(:held)) AS held
             WHERE message.id = held.held_id AND message.acquired_token = held.held_token
             RETURNING id"""
@@ -298,8 +298,10 @@ class SQLite(Dialect):
     ) -> Sequence[Statement]:
         table = self.tables.dead_letters
         source = self.outbox if table is None else self.tables.sql(table)
-        picked = f"""SELECT id FROM {source}
+        live = f"EXISTS (SELECT 1 FROM {self.outbox} AS live WHERE live.message_id = dead.message_id)"
+        picked = f"""SELECT id, message_id FROM {source} AS dead
             WHERE failure_reason IS NOT NULL
+              AND {"true" if table is None else f"NOT {live}"}
               AND (:queue IS NULL OR queue = :queue)
               AND (:reason IS NULL OR failure_reason = :reason)
               AND (:ids IS NULL OR id IN (SELECT value FROM json_each(:ids)))
@@ -313,18 +315,21 @@ class SQLite(Dialect):
         }
         count = Statement("SELECT changes()", {})
         if dry_run:
-            return [Statement(f"SELECT count(*) FROM ({picked})", parameters)]
+            return [Statement(f"SELECT count(DISTINCT message_id) FROM ({picked})", parameters)]
+        oldest = f"SELECT min(id) FROM ({picked}) GROUP BY message_id"
         if table is None:
             change = f"""UPDATE {source}
                 SET failure_reason = NULL, last_exception = NULL, timer_id = NULL, attempts_count = 0,
                     deliveries_count = 0, first_attempt_at = NULL, last_attempt_at = NULL, next_attempt_at = {NOW}
-                WHERE id IN ({picked})"""
+                WHERE id IN ({oldest})"""
             return [Statement(change, parameters), count]
         columns = "message_id, queue, key, payload, headers, priority, created_at"
+        # What is copied is marked first, because once it is live it would not be picked again.
+        mark = f"UPDATE {source} SET failure_reason = 'redriven' WHERE id IN ({oldest})"
         copy = f"""INSERT INTO {self.outbox} ({columns}, next_attempt_at)
-            SELECT {columns}, {NOW} FROM {source} WHERE id IN ({picked}) ORDER BY id"""
-        remove = f"DELETE FROM {source} WHERE id IN ({picked})"
-        return [Statement(copy, parameters), Statement(remove, parameters), count]
+            SELECT {columns}, {NOW} FROM {source} WHERE failure_reason = 'redriven' ORDER BY id"""
+        remove = f"DELETE FROM {source} WHERE failure_reason = 'redriven'"
+        return [Statement(mark, parameters), Statement(copy, {}), Statement(remove, {}), count]
 
     def purge_dead_letters(self, older_than: timedelta, queue: str | None, limit: int) -> Statement:
         table = self.tables.need("purge_dead_letters", "dead_letters")
@@ -467,6 +472,7 @@ def _moves(moved: Sequence[tuple[Delivery, Retry | Release]]) -> str:
                 delivery.token.hex,
                 outcome.delay if isinstance(outcome, Retry) else None,
                 *counts(delivery, outcome),
+                isinstance(outcome, Release) and delivery.still_suspect,
             ]
             for delivery, outcome in moved
         ]

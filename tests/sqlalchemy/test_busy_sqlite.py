@@ -21,8 +21,10 @@ async def test_a_link_waits_for_the_writer_who_keeps_it_from_turning_wal_on(
     assert not done
 
     writer.execute("COMMIT")
-    link = await connecting
-    assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-
-    await link.close()
     writer.close()
+    link = await connecting
+    await link.close()
+
+    reader = sqlite3.connect(tmp_path / "outbox.db")
+    assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    reader.close()

@@ -12,16 +12,18 @@ import asyncio
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+
+from outbox_core.message import QueueStats
+from outbox_sqlalchemy import OutboxBroker
 
 from models import Base, Order, Setting, Shipment, outbox
 from service import PRODUCTS, CardDeclined, place_order
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from stage import Worker, empty_database
-
-from outbox_sqlalchemy import OutboxBroker
 
 DEADLINE = 55  # seconds for everything
 CUSTOMERS = 4
@@ -42,6 +44,7 @@ class Demo:
         self.broker = OutboxBroker(engine, outbox_table=outbox)  # only looks and redrives; the worker consumes
         self.worker = Worker(engine.url)
         self.placed = Counter[str]()
+        self.half_way = asyncio.Event()
 
     async def run(self) -> bool:
         """Whether everything came out as promised."""
@@ -56,6 +59,9 @@ class Demo:
             await self.fix_bug_and_redrive()
             await self.until_empty()
             say(f"worker stopped with SIGTERM, exit code {await self.worker.stop()}")
+        except BaseException:
+            print(self.worker.read_log(), file=sys.stderr)
+            raise
         finally:
             await self.worker.kill()
         return await self.report()
@@ -79,28 +85,24 @@ class Demo:
                 self.placed["committed"] += 1
             except CardDeclined:
                 self.placed["rolled back"] += 1
+            if self.placed.total() >= self.orders // 2:
+                self.half_way.set()
             await asyncio.sleep(0.02)
 
     # The trouble
 
     async def kill_worker_half_way(self) -> None:
-        while self.placed.total() < self.orders // 2:
-            await asyncio.sleep(0.01)
-        while not await self.kill_worker_with_messages_in_hand():
-            await asyncio.sleep(0.01)
-        say(f"worker killed with SIGKILL, {self.in_hand} messages in hand")
-        await self.start_worker()
-
-    async def kill_worker_with_messages_in_hand(self) -> int:
-        self.worker.freeze()  # so that the look and the kill are one moment
-        self.in_hand = (await self.broker.stats())["orders"].leased
-        if self.in_hand:
+        await self.half_way.wait()
+        in_hand = 0
+        while not in_hand:
+            await self.until(lambda queue: queue.leased > 0)
             await self.worker.kill()
-        self.worker.thaw()
-        return self.in_hand
+            in_hand = (await self.look()).leased  # the leases outlive their owner
+            say(f"worker killed with SIGKILL, {in_hand} messages in hand")
+            await self.start_worker()
 
     async def fix_bug_and_redrive(self) -> None:
-        self.dead = (await self.broker.stats())["orders"].dead
+        self.dead = (await self.look()).dead
         async with self.new_session.begin() as session:
             session.add(Setting(name="decimal_comma", value="allowed"))
         self.redriven = await self.broker.redrive("orders")
@@ -108,19 +110,24 @@ class Demo:
 
     # The end
 
+    async def look(self) -> QueueStats:
+        return (await self.broker.stats())["orders"]
+
+    async def until(self, condition: Callable[[QueueStats], bool]) -> None:
+        while not condition(await self.look()):
+            self.worker.check()
+            await asyncio.sleep(0.01)
+
     async def until_empty(self) -> None:
-        while True:
-            orders = (await self.broker.stats())["orders"]
-            if not orders.ready + orders.scheduled + orders.leased:
-                return say(f"queue empty, {orders.dead} dead")
-            await asyncio.sleep(0.05)
+        await self.until(lambda queue: not queue.ready + queue.scheduled + queue.leased)
+        say(f"queue empty, {(await self.look()).dead} dead")
 
     async def report(self) -> bool:
         async with self.new_session() as session:
             committed = set(await session.scalars(select(Order.id)))
             shipments = list(await session.scalars(select(Shipment)))
         shipped = {shipment.order_id for shipment in shipments}
-        left = len(await self.broker.fetch_unprocessed()) + (await self.broker.stats())["orders"].dead
+        left = len(await self.broker.fetch_unprocessed()) + (await self.look()).dead
         lost, invented = committed - shipped, shipped - committed
         print_table(
             {
@@ -150,14 +157,14 @@ def print_table(rows: dict[str, object]) -> None:
         print(f"  {name:<30}{value:>8}")
 
 
-async def main(dsn: str | None, orders: int) -> bool:
+async def main(dsn: str, orders: int) -> bool:
     async with asyncio.timeout(DEADLINE), empty_database(dsn) as engine:
         return await Demo(engine, orders).run()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Place orders, kill the worker, and count what became of them.")
-    parser.add_argument("--dsn", help="a PostgreSQL server, as SQLAlchemy takes it; left out: an SQLite file")
+    parser.add_argument("--dsn", default="", help="a PostgreSQL server, as SQLAlchemy takes it; empty: an SQLite file")
     parser.add_argument("--orders", type=int, default=300)
     arguments = parser.parse_args()
-    sys.exit(not asyncio.run(main(arguments.dsn or None, arguments.orders)))
+    sys.exit(not asyncio.run(main(arguments.dsn, arguments.orders)))

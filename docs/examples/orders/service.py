@@ -4,10 +4,11 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from models import Order, outbox
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outbox_sqlalchemy import OutboxBroker
+
+from models import Order, outbox
 
 # This process only publishes, on the sessions of its callers, so its broker needs no engine of its own.
 broker = OutboxBroker(outbox_table=outbox)

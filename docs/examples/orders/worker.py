@@ -5,11 +5,12 @@ import os
 import random
 
 from faststream import FastStream
-from models import Setting, Shipment, outbox
-from service import PRODUCTS, OrderPlaced
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from outbox_sqlalchemy import ConstantRetry, OutboxBroker, OutboxMessage
+
+from models import Setting, Shipment, outbox
+from service import PRODUCTS, OrderPlaced
 
 engine = create_async_engine(os.environ["ORDERS_DSN"])
 new_session = async_sessionmaker(engine)

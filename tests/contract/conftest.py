@@ -1,0 +1,108 @@
+"""The stores on which every test of this folder runs. PostgreSQL's tables are made once and emptied for each test."""
+
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from sqlalchemy import URL, create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from outbox_core.events import Observer
+from outbox_core.slots import Consumer
+from outbox_core.worker import Worker
+from tests.contract.harness import METADATA, PARKING_TABLES, TABLES, MemoryOutbox, Outbox, SqlOutbox
+from tests.databases import execute, postgres_database, with_driver
+
+Work: TypeAlias = Callable[..., Awaitable[Worker]]
+
+DRIVERS = ["asyncpg", "psycopg"]
+
+
+@pytest.fixture(scope="session")
+def shared_database(server: URL) -> Iterator[URL]:
+    """A PostgreSQL database with both sets of tables. Nothing in it has to survive a crash of the server."""
+    with postgres_database(server) as url:
+        execute(server, f'ALTER DATABASE "{url.database}" SET synchronous_commit = off')
+        engine = create_engine(with_driver(url, "psycopg"))
+        METADATA.create_all(engine)
+        engine.dispose()
+        yield url
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with both sets of tables, to be copied."""
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    engine = create_engine(f"sqlite:///{path}")
+    METADATA.create_all(engine)
+    engine.dispose()
+    return path
+
+
+@asynccontextmanager
+async def opened(request: pytest.FixtureRequest, **options: Any) -> AsyncIterator[Outbox]:
+    """The store that the fixture's parameter names, empty."""
+    options = {"tables": TABLES, **options}
+    if request.param == "memory":
+        outbox: Outbox = MemoryOutbox()
+    elif request.param == "sqlite":
+        path = request.getfixturevalue("tmp_path") / "outbox.db"
+        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        outbox = SqlOutbox(create_async_engine(f"sqlite+aiosqlite:///{path}"), **options)
+    else:
+        database = request.getfixturevalue("shared_database")
+        outbox = SqlOutbox(create_async_engine(with_driver(database, request.param)), **options)
+        await outbox.clear()
+    try:
+        yield outbox
+    finally:
+        await outbox.close()
+
+
+@pytest.fixture(params=["memory", "sqlite", *DRIVERS])
+async def outbox(request: pytest.FixtureRequest) -> AsyncIterator[Outbox]:
+    """Every store in turn."""
+    async with opened(request) as outbox:
+        yield outbox
+
+
+@pytest.fixture(params=["memory", *DRIVERS])
+async def waking_outbox(request: pytest.FixtureRequest) -> AsyncIterator[Outbox]:
+    """The stores through which publishers can wake workers."""
+    async with opened(request) as outbox:
+        yield outbox
+
+
+@pytest.fixture(params=DRIVERS)
+async def postgres_outbox(request: pytest.FixtureRequest) -> AsyncIterator[Outbox]:
+    """PostgreSQL with each driver."""
+    async with opened(request) as outbox:
+        yield outbox
+
+
+@pytest.fixture(params=["sqlite", *DRIVERS])
+async def parking_outbox(request: pytest.FixtureRequest) -> AsyncIterator[Outbox]:
+    """The SQL stores with nothing but an outbox table."""
+    async with opened(request, tables=PARKING_TABLES) as outbox:
+        yield outbox
+
+
+@pytest.fixture
+async def work(outbox: Outbox) -> AsyncIterator[Work]:
+    """Starts workers on the store with the consumers given; they are stopped at the end."""
+    workers: list[Worker] = []
+
+    async def start(*consumers: Consumer, name: str = "w1", observers: Sequence[Observer] = ()) -> Worker:
+        worker = Worker(outbox.store, name=name, observers=observers)
+        workers.append(worker)
+        await worker.start()
+        for its in consumers:
+            worker.add(its)
+        return worker
+
+    yield start
+    for worker in workers:
+        await worker.stop(timeout=0.1)

@@ -1,0 +1,248 @@
+"""A small handle on each store under test: transactions, links, dead letters, and time that passes on demand."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from inspect import isawaitable
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import DateTime, MetaData, func, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from outbox_core.dispatch import Silence
+from outbox_core.memory import MemoryStore, MemoryTransaction
+from outbox_core.message import Delivery, NewMessage, PendingMessage
+from outbox_core.options import ConsumerOptions
+from outbox_core.outcome import Outcome
+from outbox_core.slots import Consumer
+from outbox_core.store import Band, Link, Settlement, Store, Want
+from outbox_sqlalchemy import OutboxTables, SqlAlchemyStore, make_outbox_table, make_outbox_tables
+from outbox_sqlalchemy.tables import names_of
+
+METADATA = MetaData()
+TABLES = make_outbox_tables(METADATA)
+PARKING_TABLES = OutboxTables(make_outbox_table(METADATA, "parking"))
+
+
+@dataclass(frozen=True)
+class Dead:
+    """A dead letter, as every store keeps it."""
+
+    id: int
+    message_id: UUID
+    queue: str
+    key: str | None
+    payload: bytes
+    timer_id: str | None
+    reason: str
+    error: str | None
+    attempts: int
+    deliveries: int
+    created_at: datetime
+    first_attempt_at: datetime | None
+    last_attempt_at: datetime | None
+    worker: str
+
+
+class Outbox(ABC):
+    """One empty store."""
+
+    store: Store
+
+    def __init__(self) -> None:
+        self._links: list[Link] = []
+
+    @abstractmethod
+    def transaction(self) -> AbstractAsyncContextManager[object]:
+        """A session that commits on a normal exit and rolls back on an exception."""
+
+    @abstractmethod
+    async def publish_sync(self, session: object, *messages: NewMessage) -> list[int | None]:
+        """Publish through `insert_sync` on the synchronous side of *session*."""
+
+    @abstractmethod
+    async def age(self, seconds: float) -> None:
+        """Let everything in the store become older: leases end, schedules come due."""
+
+    @abstractmethod
+    async def dead_letters(self) -> list[Dead]:
+        """Oldest first."""
+
+    async def publish(self, *messages: NewMessage) -> list[int | None]:
+        """Publish in a transaction of the store's own."""
+        return await self.store.insert(messages, None)
+
+    async def pending(self, queue: str | None = None) -> list[PendingMessage]:
+        return await self.store.fetch_unprocessed(queue, 1_000, None)
+
+    async def redrive(self, **picked: Any) -> int:
+        """Redrive with the arguments that matter to a test."""
+        every: dict[str, Any] = {"queue": None, "ids": None, "reason": None, "limit": None}
+        return await self.store.redrive(**{**every, "dry_run": False, "session": None, **picked})
+
+    async def link(self) -> Link:
+        """A link that the fixture closes."""
+        link = await self.store.connect()
+        self._links.append(link)
+        return link
+
+    async def close(self) -> None:
+        for link in self._links:
+            await link.close()
+
+
+class MemoryOutbox(Outbox):
+    def __init__(self) -> None:
+        super().__init__()
+        self._ahead = timedelta(0)
+        self.store: MemoryStore = MemoryStore(clock=lambda: datetime.now(UTC) + self._ahead)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
+        with self.store.begin() as transaction:
+            yield transaction
+
+    async def publish_sync(self, session: object, *messages: NewMessage) -> list[int | None]:
+        return self.store.insert_sync(messages, session)
+
+    async def age(self, seconds: float) -> None:
+        self._ahead += timedelta(seconds=seconds)
+
+    async def dead_letters(self) -> list[Dead]:
+        return [
+            Dead(
+                id=letter.id,
+                message_id=letter.message.message_id,
+                queue=letter.message.queue,
+                key=letter.message.key,
+                payload=letter.message.payload,
+                timer_id=letter.message.timer_id,
+                reason=letter.reason,
+                error=letter.error,
+                attempts=letter.row.attempts,
+                deliveries=letter.row.deliveries,
+                created_at=letter.row.created_at,
+                first_attempt_at=letter.row.first_attempt_at,
+                last_attempt_at=letter.failed_at,
+                worker=letter.worker,
+            )
+            for letter in self.store.dead_letters
+        ]
+
+
+class SqlOutbox(Outbox):
+    def __init__(self, engine: AsyncEngine, tables: OutboxTables, **options: Any) -> None:
+        super().__init__()
+        self.engine = engine
+        self.tables = tables
+        self.store: SqlAlchemyStore = SqlAlchemyStore(engine, names_of(tables), **options)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        async with AsyncSession(self.engine) as session, session.begin():
+            yield session
+
+    async def publish_sync(self, session: object, *messages: NewMessage) -> list[int | None]:
+        assert isinstance(session, AsyncSession)
+        return await session.run_sync(lambda sync: self.store.insert_sync(messages, sync))
+
+    async def age(self, seconds: float) -> None:
+        async with self.engine.begin() as connection:
+            for table in filter(lambda table: table is not None, self.tables):
+                times = [column for column in table.c if isinstance(column.type, DateTime)]
+                await connection.execute(
+                    update(table).values({column: self._earlier(column, seconds) for column in times})
+                )
+
+    def _earlier(self, column: Any, seconds: float) -> Any:
+        if self.engine.dialect.name == "sqlite":
+            return func.strftime("%Y-%m-%d %H:%M:%f000", column, f"-{seconds} seconds")
+        return column - timedelta(seconds=seconds)
+
+    async def dead_letters(self) -> list[Dead]:
+        table = self.tables.dead_letters
+        assert table is not None
+        async with self.engine.connect() as connection:
+            rows = await connection.execute(select(table).order_by(table.c.id))
+            return [
+                Dead(
+                    id=row.id,
+                    message_id=row.message_id,
+                    queue=row.queue,
+                    key=row.key,
+                    payload=row.payload,
+                    timer_id=row.timer_id,
+                    reason=row.failure_reason,
+                    error=row.last_exception,
+                    attempts=row.attempts_count,
+                    deliveries=row.deliveries_count,
+                    created_at=_aware(row.created_at),
+                    first_attempt_at=_aware(row.first_attempt_at),
+                    last_attempt_at=_aware(row.last_attempt_at),
+                    worker=row.worker,
+                )
+                for row in rows
+            ]
+
+    async def clear(self) -> None:
+        async with self.engine.begin() as connection:
+            for table in filter(lambda table: table is not None, self.tables):
+                await connection.execute(table.delete())
+
+    async def close(self) -> None:
+        await super().close()
+        await self.engine.dispose()
+
+
+def _aware(moment: datetime) -> datetime:
+    """SQLite's times are in UTC and do not say so."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+async def claim(link: Link, queue: str = "orders", *, limit: int = 100, lease: float = 30.0) -> list[Delivery]:
+    """Claim from the one queue at priority 0."""
+    return await link.claim([Want(Band(queue), limit)], total=limit, lease=lease)
+
+
+async def settle(link: Link, delivery: Delivery, outcome: Outcome) -> set[int]:
+    """Settle one delivery as worker "w1"."""
+    return await link.settle([Settlement(delivery, outcome)], worker="w1")
+
+
+def bodies(messages: Sequence[Delivery | PendingMessage]) -> list[str]:
+    """The payloads as text, in order."""
+    return [message.payload.decode() for message in messages]
+
+
+def consumer(
+    handle: Callable[[Delivery], Awaitable[object]],
+    queues: str | Sequence[str] = "orders",
+    *,
+    silence: Silence = "ack",
+    ack_first: bool = False,
+    **options: Any,
+) -> Consumer:
+    """A consumer whose handler takes one delivery, and which looks often."""
+
+    async def handle_one(deliveries: Sequence[Delivery]) -> None:
+        (delivery,) = deliveries
+        await handle(delivery)
+
+    its = ConsumerOptions.of(queues, {"max_fetch_interval": 0.1, **options})
+    return Consumer(its, handle_one, silence=silence, ack_first=ack_first)
+
+
+def batch_consumer(handle: Callable[[Sequence[Delivery]], Awaitable[object]], **options: Any) -> Consumer:
+    """A consumer whose handler takes a batch."""
+    return Consumer(ConsumerOptions.of("orders", {"max_fetch_interval": 0.1, "batch": True, **options}), handle)
+
+
+async def until(condition: Callable[[], object | Awaitable[object]], *, within: float = 10.0) -> None:
+    """Return once *condition* holds; `TimeoutError` if it does not in *within* seconds."""
+    async with asyncio.timeout(within):
+        while not (await answer if isawaitable(answer := condition()) else answer):
+            await asyncio.sleep(0.005)  # noqa: ASYNC110  what is waited for may be a row

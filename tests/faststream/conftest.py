@@ -1,0 +1,46 @@
+"""A real outbox for handlers: on SQLite where the database makes no difference, on both where it might."""
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import MetaData, create_engine, make_url
+
+from outbox_sqlalchemy import make_outbox_tables
+from tests.places import Place
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    metadata = MetaData()
+    make_outbox_tables(metadata)
+    engine = create_engine(f"sqlite:///{path}")
+    metadata.create_all(engine)
+    engine.dispose()
+    return path
+
+
+@pytest.fixture
+async def place(sqlite_template: Path, tmp_path: Path) -> AsyncIterator[Place]:
+    """An empty outbox on SQLite."""
+    path = tmp_path / "outbox.db"
+    shutil.copy(sqlite_template, path)
+    place = Place(make_url(f"sqlite:///{path}"), "aiosqlite")
+    yield place
+    await place.close()
+
+
+@pytest.fixture(params=["aiosqlite", "asyncpg"])
+async def both(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    """An empty outbox on SQLite, and on PostgreSQL."""
+    if request.param == "aiosqlite":
+        path: Path = request.getfixturevalue("tmp_path") / "outbox.db"
+        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        place = Place(make_url(f"sqlite:///{path}"), request.param)
+    else:
+        place = Place(request.getfixturevalue("database"), request.param)
+        place.metadata.create_all(place.sync_engine)
+    yield place
+    await place.close()

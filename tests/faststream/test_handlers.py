@@ -1,0 +1,599 @@
+"""What a handler gets: bodies, dependencies, context; and how many run at once."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from logging import Logger as StandardLogger
+from typing import Annotated, Any
+
+import pytest
+from faststream import Context as UpstreamContext
+from faststream import Depends, FastStream
+from faststream.message import StreamMessage
+from pydantic import BaseModel, NonNegativeFloat
+
+from outbox_core.faststream import OutboxBroker as CoreBroker
+from outbox_core.faststream import OutboxMessage as CoreMessage
+from outbox_core.faststream.annotations import Context, ContextRepository, Logger, OutboxBroker, OutboxMessage
+from outbox_core.faststream.annotations import FastStream as Application
+from outbox_core.retry import ConstantRetry, NoRetry
+from tests.places import Place, running, until
+
+
+class Order(BaseModel):
+    id: int
+    price: NonNegativeFloat = 1.5
+
+
+# Bodies
+
+
+async def test_a_dict_arrives_as_a_dict(both: Place) -> None:
+    broker = both.broker()
+    got: asyncio.Queue[object] = asyncio.Queue()
+
+    @broker.subscriber("orders")
+    async def handle(body: dict[str, Any]) -> None:
+        got.put_nowait(body)
+
+    async with running(broker):
+        await broker.publish({"id": 7, "name": "Zoë"}, "orders")
+        assert await got.get() == {"id": 7, "name": "Zoë"}
+        await until(both.rows, [])
+
+
+async def test_a_model_arrives_as_a_model(both: Place) -> None:
+    broker = both.broker()
+    got: asyncio.Queue[Order] = asyncio.Queue()
+
+    @broker.subscriber("orders")
+    async def handle(order: Order) -> None:
+        got.put_nowait(order)
+
+    async with running(broker):
+        await broker.publish(Order(id=7, price=2.5), "orders")
+        await broker.publish({"id": "8"}, "orders")
+        assert await got.get() == Order(id=7, price=2.5)
+        assert await got.get() == Order(id=8, price=1.5)
+
+
+async def test_bytes_arrive_as_bytes(both: Place) -> None:
+    broker = both.broker()
+    got: asyncio.Queue[bytes] = asyncio.Queue()
+
+    @broker.subscriber("orders")
+    async def handle(body: bytes) -> None:
+        got.put_nowait(body)
+
+    async with running(broker):
+        await broker.publish(b"\x00\xff raw", "orders")
+        await broker.publish(b"", "orders")
+        assert await got.get() == b"\x00\xff raw"
+        assert await got.get() == b""
+
+
+async def test_bytes_without_a_content_type_that_are_json_arrive_parsed_as_upstream_does(place: Place) -> None:
+    broker = place.broker()
+    got: asyncio.Queue[tuple[object, bytes]] = asyncio.Queue()
+
+    @broker.subscriber("orders")
+    async def handle(body: object, message: OutboxMessage) -> None:
+        got.put_nowait((body, message.body))
+
+    async with running(broker):
+        await broker.publish(b'{"id": 7}', "orders")
+        assert await got.get() == ({"id": 7}, b'{"id": 7}')
+
+
+async def test_text_arrives_as_text_even_if_it_looks_like_json(both: Place) -> None:
+    broker = both.broker()
+    got: asyncio.Queue[str] = asyncio.Queue()
+
+    @broker.subscriber("orders")
+    async def handle(body: str) -> None:
+        got.put_nowait(body)
+
+    async with running(broker):
+        await broker.publish("Zoë ☃", "orders")
+        await broker.publish('{"id": 7}', "orders")
+        assert await got.get() == "Zoë ☃"
+        assert await got.get() == '{"id": 7}'
+
+
+@pytest.mark.parametrize("body", [None, True, 0, 2.5, [], [1, "two", None], {}, {"a": {"b": [1]}}])
+async def test_plain_data_arrives_as_it_was(place: Place, body: object) -> None:
+    broker = place.broker()
+    got: asyncio.Queue[object] = asyncio.Queue()
+
+    @broker.subscriber("orders")
+    async def handle(body: object) -> None:
+        got.put_nowait(body)
+
+    async with running(broker):
+        await broker.publish(body, "orders")
+        assert await got.get() == body
+
+
+async def test_the_fields_of_a_dict_can_be_arguments(place: Place) -> None:
+    broker = place.broker()
+    got: asyncio.Queue[object] = asyncio.Queue()
+
+    @broker.subscriber("orders")
+    async def handle(id: int, name: str = "nobody") -> None:
+        got.put_nowait((id, name))
+
+    async with running(broker):
+        await broker.publish({"id": "7", "name": "Zoë"}, "orders")
+        await broker.publish({"id": 8}, "orders")
+        assert await got.get() == (7, "Zoë")
+        assert await got.get() == (8, "nobody")
+
+
+async def test_a_body_that_is_not_what_the_handler_wants_is_retried_and_then_buried(place: Place) -> None:
+    broker = place.broker()
+
+    @broker.subscriber("orders", retry_strategy=ConstantRetry(delay_seconds=0.01, max_attempts=2))
+    async def handle(order: Order) -> None: ...
+
+    async with running(broker):
+        await broker.publish({"id": 1, "price": -1}, "orders")
+        await until(lambda: len(place.rows(place.tables.dead_letters)), 1)
+
+    (grave,) = place.rows(place.tables.dead_letters)
+    assert (grave.failure_reason, grave.attempts_count) == ("retry_terminal", 2)
+    assert grave.last_exception.startswith("ValidationError: 1 validation error")
+
+
+async def test_an_undecodable_body_is_buried_at_the_first_try(both: Place) -> None:
+    broker = both.broker()
+    handled: list[object] = []
+
+    @broker.subscriber("orders")
+    async def handle(body: object) -> None:
+        handled.append(body)
+
+    async with running(broker):
+        await broker.publish(b"{not json", "orders", headers={"content-type": "application/json"})
+        await broker.publish(b"\xff\xfe", "orders", headers={"content-type": "text/plain"})
+        await broker.publish("fine", "orders")
+        await until(lambda: handled, ["fine"])
+        await until(lambda: len(both.rows(both.tables.dead_letters)), 2)
+
+    first, second = both.rows(both.tables.dead_letters)
+    assert (first.failure_reason, first.attempts_count) == ("undecodable", 1)
+    assert first.last_exception.startswith("Undecodable: the body is not application/json: ")
+    assert (second.failure_reason, second.payload) == ("undecodable", b"\xff\xfe")
+    assert second.last_exception.startswith("Undecodable: the body is not text/plain: ")
+
+
+# Batches
+
+
+async def test_a_batch_subscriber_gets_lists(both: Place) -> None:
+    broker = both.broker()
+    got: list[list[Order]] = []
+
+    @broker.subscriber("orders", batch=True, max_records=3)
+    async def handle(orders: list[Order]) -> None:
+        got.append(orders)
+
+    await broker.publish_batch(*({"id": number} for number in range(7)), queue="orders")
+    async with running(broker):
+        await until(lambda: [order.id for orders in got for order in orders], [0, 1, 2, 3, 4, 5, 6])
+        await until(both.rows, [])
+
+    assert [len(orders) for orders in got] == [3, 3, 1]
+
+
+async def test_a_batch_knows_the_headers_of_each_message(place: Place) -> None:
+    broker = place.broker()
+    got: asyncio.Queue[list[str]] = asyncio.Queue()
+
+    @broker.subscriber("orders", batch=True)
+    async def handle(bodies: list[int], message: OutboxMessage) -> None:
+        got.put_nowait([headers["number"] for headers in message.batch_headers])
+
+    for number in range(3):
+        await broker.publish(number, "orders", headers={"number": str(number)})
+    async with running(broker):
+        assert await got.get() == ["0", "1", "2"]
+
+
+async def test_a_batch_is_retried_as_a_whole(place: Place) -> None:
+    broker = place.broker()
+    got: list[list[int]] = []
+
+    @broker.subscriber("orders", batch=True, retry_strategy=ConstantRetry(delay_seconds=0.01))
+    async def handle(numbers: list[int]) -> None:
+        got.append(sorted(numbers))
+        if len(got) == 1:
+            raise ValueError("first time")
+
+    await broker.publish_batch(1, 2, queue="orders")
+    async with running(broker):
+        await until(place.rows, [])
+
+    assert got == [[1, 2], [1, 2]]
+
+
+async def test_an_undecodable_body_does_not_take_its_batch_to_the_grave(both: Place) -> None:
+    broker = both.broker()
+    got: list[int] = []
+
+    @broker.subscriber("orders", batch=True)
+    async def handle(numbers: list[int]) -> None:
+        got.extend(numbers)
+
+    await broker.publish(1, "orders")
+    await broker.publish(b"{", "orders", headers={"content-type": "application/json"})
+    await broker.publish(2, "orders")
+    async with running(broker):
+        await until(both.rows, [])
+
+    assert sorted(got) == [1, 2]
+    graves = both.rows(both.tables.dead_letters)
+    assert [(row.payload, row.failure_reason) for row in graves] == [(b"{", "undecodable")]
+
+
+# Several handlers
+
+
+async def test_filters_choose_the_handler(place: Place) -> None:
+    broker = place.broker()
+    got: list[tuple[str, object]] = []
+    subscriber = broker.subscriber("orders", retry_strategy=NoRetry())
+
+    async def is_new(message: StreamMessage[Any]) -> bool:
+        return message.headers.get("kind") == "new"
+
+    @subscriber(filter=is_new)
+    async def handle_new(body: int) -> None:
+        got.append(("new", body))
+
+    @subscriber(filter=lambda message: message.headers.get("kind") == "old")
+    def handle_old(body: int) -> None:
+        got.append(("old", body))
+
+    async with running(broker):
+        await broker.publish(1, "orders", headers={"kind": "new"})
+        await broker.publish(2, "orders", headers={"kind": "old"})
+        await until(lambda: sorted(got), [("new", 1), ("old", 2)])
+        await broker.publish(3, "orders", headers={"kind": "odd"})
+        await until(lambda: len(place.rows(place.tables.dead_letters)), 1)
+
+    (grave,) = place.rows(place.tables.dead_letters)
+    assert grave.last_exception.startswith("SubscriberNotFound: There is no suitable handler")
+
+
+async def test_one_function_can_serve_several_subscribers(place: Place) -> None:
+    broker = place.broker()
+    got: list[tuple[str, int]] = []
+
+    @broker.subscriber("orders")
+    @broker.subscriber("letters")
+    async def handle(body: int, message: OutboxMessage) -> None:
+        got.append((message.queue, body))
+
+    async with running(broker):
+        await broker.publish(1, "orders")
+        await broker.publish(2, "letters")
+        await until(lambda: sorted(got), [("letters", 2), ("orders", 1)])
+
+
+async def test_one_subscriber_serves_several_queues(place: Place) -> None:
+    broker = place.broker()
+    got: list[tuple[str, int]] = []
+
+    @broker.subscriber(["orders", "letters"])
+    async def handle(body: int, message: OutboxMessage) -> None:
+        got.append((message.queue, body))
+
+    async with running(broker):
+        await broker.publish(1, "orders")
+        await broker.publish(2, "letters")
+        await until(lambda: sorted(got), [("letters", 2), ("orders", 1)])
+
+
+# Synchronous handlers
+
+
+async def test_a_sync_handler_runs_in_another_thread(both: Place) -> None:
+    broker = both.broker()
+    got: list[tuple[int, bool]] = []
+
+    @broker.subscriber("orders")
+    def handle(body: int) -> None:
+        got.append((body, threading.current_thread() is threading.main_thread()))
+
+    async with running(broker):
+        await broker.publish(7, "orders")
+        await until(lambda: got, [(7, False)])
+        await until(both.rows, [])
+
+
+async def test_a_sync_handlers_failure_is_a_failure(place: Place) -> None:
+    broker = place.broker()
+    attempts: list[int] = []
+
+    @broker.subscriber("orders", retry_strategy=ConstantRetry(delay_seconds=0.01))
+    def handle(body: int, message: OutboxMessage) -> None:
+        attempts.append(message.attempt)
+        if message.attempt < 3:
+            raise ValueError(body)
+
+    async with running(broker):
+        await broker.publish(7, "orders")
+        await until(place.rows, [])
+
+    assert attempts == [1, 2, 3]
+
+
+async def test_an_object_with_an_async_call_is_a_handler(place: Place) -> None:
+    broker = place.broker()
+    got: list[int] = []
+
+    class Handler:
+        async def __call__(self, body: int) -> None:
+            got.append(body)
+
+    broker.subscriber("orders")(Handler())
+    async with running(broker):
+        await broker.publish(7, "orders")
+        await until(lambda: got, [7])
+
+
+# Dependencies and context
+
+
+async def test_dependencies_are_solved_and_closed_for_each_message(both: Place) -> None:
+    broker = both.broker()
+    events: list[str] = []
+
+    async def resource() -> AsyncIterator[str]:
+        events.append("open")
+        try:
+            yield "resource"
+        finally:
+            events.append("close")
+
+    def length(body: str) -> int:
+        return len(body)
+
+    @broker.subscriber("orders")
+    async def handle(body: str, got: Annotated[str, Depends(resource)], size: Annotated[int, Depends(length)]) -> None:
+        events.append(f"{body}:{got}:{size}")
+
+    async with running(broker):
+        await broker.publish("four", "orders")
+        await until(lambda: events, ["open", "four:resource:4", "close"])
+
+
+async def test_dependencies_of_broker_and_subscriber_run_for_each_message(place: Place) -> None:
+    events: list[str] = []
+
+    async def of_broker() -> None:
+        events.append("broker")
+
+    async def of_subscriber() -> None:
+        events.append("subscriber")
+
+    broker = place.broker(dependencies=[Depends(of_broker)])
+
+    @broker.subscriber("orders", dependencies=[Depends(of_subscriber)])
+    async def handle(body: int) -> None:
+        events.append("handler")
+
+    async with running(broker):
+        await broker.publish(1, "orders")
+        await until(lambda: events, ["broker", "subscriber", "handler"])
+
+
+def worker_threads() -> set[threading.Thread]:
+    """The threads in which FastStream has run something; they stay for a while."""
+    return {thread for thread in threading.enumerate() if thread.name == "AnyIO worker thread"}
+
+
+async def test_our_annotations_resolve_without_a_thread(place: Place) -> None:
+    broker = place.broker(logger=StandardLogger("test"))
+    application = FastStream(broker)
+    got: list[tuple[Any, ...]] = []
+
+    @broker.subscriber("orders")
+    async def handle(
+        body: int,
+        logger: Logger,
+        message: OutboxMessage,
+        its_broker: OutboxBroker,
+        context: ContextRepository,
+        queue: Annotated[str, Context("message.queue")],
+        absent: Annotated[str, Context("nothing", default="default")],
+        app: Application,
+    ) -> None:
+        got.append((body, logger, message, its_broker, context, queue, absent, app))
+
+    before = worker_threads()
+    application.context.set_global("app", application)
+    async with running(broker):
+        await broker.publish(7, "orders")
+        await until(lambda: len(got), 1)
+        started = worker_threads() - before
+
+    body, logger, message, its_broker, context, queue, absent, app = got[0]
+    assert isinstance(logger, StandardLogger)
+    assert isinstance(message, CoreMessage)
+    assert isinstance(its_broker, CoreBroker)
+    assert (body, its_broker, queue, absent, app) == (7, broker, "orders", "default", application)
+    assert context.get("broker") is broker
+    assert started == set()
+
+
+async def test_upstreams_context_works_beside_ours_at_the_price_of_a_thread(place: Place) -> None:
+    broker = place.broker()
+    got: list[str] = []
+
+    @broker.subscriber("orders")
+    async def handle(body: int, message: Annotated[CoreMessage, UpstreamContext("message")]) -> None:
+        got.append(message.queue)
+
+    before = worker_threads()
+    async with running(broker):
+        await broker.publish(7, "orders")
+        await until(lambda: got, ["orders"])
+        started = worker_threads() - before
+
+    assert len(started) == 1
+
+
+async def test_a_message_tells_what_it_is(both: Place) -> None:
+    broker = both.broker()
+    got: asyncio.Queue[CoreMessage] = asyncio.Queue()
+
+    @broker.subscriber("orders")
+    async def handle(body: int, message: OutboxMessage) -> None:
+        got.put_nowait(message)
+
+    async with running(broker):
+        await broker.publish(
+            7,
+            "orders",
+            key="k",
+            priority=3,
+            headers={"tenant": "acme"},
+            correlation_id="c",
+            reply_to="",
+            message_id="0190163d-8694-739b-aea5-966c26f8ad91",
+        )
+        message = await got.get()
+
+    assert (message.queue, message.key, message.priority, message.attempt, message.deliveries) == (
+        "orders",
+        "k",
+        3,
+        1,
+        1,
+    )
+    assert (message.message_id, message.correlation_id, message.body) == (
+        "0190163d-8694-739b-aea5-966c26f8ad91",
+        "c",
+        b"7",
+    )
+    assert message.headers == {"tenant": "acme", "content-type": "application/json", "correlation_id": "c"}
+    assert message.lease_lost is False
+
+
+# Parsers and decoders
+
+
+async def test_a_custom_decoder_replaces_ours(place: Place) -> None:
+    async def decode(message: StreamMessage[Any]) -> object:
+        return json.loads(message.body[::-1])
+
+    broker = place.broker(decoder=decode)
+    got: list[object] = []
+
+    @broker.subscriber("orders")
+    async def handle(body: object) -> None:
+        got.append(body)
+
+    async with running(broker):
+        await broker.publish(b"]2,1[", "orders")
+        await until(lambda: got, [[1, 2]])
+
+
+async def test_a_custom_parser_can_call_ours(place: Place) -> None:
+    async def parse(delivery: Any, original: Any) -> CoreMessage:
+        message: CoreMessage = await original(delivery)
+        message.headers["parsed"] = "yes"
+        return message
+
+    broker = place.broker()
+    got: list[str] = []
+
+    @broker.subscriber("orders", parser=parse)
+    async def handle(body: int, message: OutboxMessage) -> None:
+        got.append(message.headers["parsed"])
+
+    async with running(broker):
+        await broker.publish(1, "orders")
+        await until(lambda: got, ["yes"])
+
+
+async def test_a_parser_that_fails_is_a_failure(place: Place) -> None:
+    async def parse(delivery: Any) -> CoreMessage:
+        raise RuntimeError("unparsable")
+
+    broker = place.broker()
+
+    @broker.subscriber("orders", parser=parse, retry_strategy=NoRetry())
+    async def handle(body: int) -> None: ...
+
+    async with running(broker):
+        await broker.publish(1, "orders")
+        await until(
+            lambda: [row.last_exception for row in place.rows(place.tables.dead_letters)], ["RuntimeError: unparsable"]
+        )
+
+
+# At once
+
+
+@pytest.mark.parametrize("max_workers", [1, 4])
+async def test_as_many_handlers_run_at_once_as_there_are_workers(both: Place, max_workers: int) -> None:
+    broker = both.broker()
+    now, most, done = 0, 0, 0
+    full, release = asyncio.Event(), asyncio.Event()
+
+    @broker.subscriber("orders", max_workers=max_workers)
+    async def handle(body: int) -> None:
+        nonlocal now, most, done
+        now += 1
+        most = max(most, now)
+        if now == max_workers:
+            full.set()
+        await release.wait()
+        now -= 1
+        done += 1
+
+    await broker.publish_batch(*range(12), queue="orders")
+    async with running(broker):
+        await full.wait()
+        release.set()
+        await until(both.rows, [])
+
+    assert (most, done) == (max_workers, 12)
+
+
+async def test_a_slow_queue_does_not_hold_up_another(place: Place) -> None:
+    broker = place.broker()
+    got: list[int] = []
+    release = asyncio.Event()
+
+    @broker.subscriber("slow")
+    async def slow(body: int) -> None:
+        await release.wait()
+
+    @broker.subscriber("fast")
+    async def fast(body: int) -> None:
+        got.append(body)
+
+    await broker.publish_batch(1, 2, 3, queue="slow")
+    async with running(broker):
+        await broker.publish_batch(4, 5, queue="fast")
+        await until(lambda: got, [4, 5])
+        release.set()
+
+
+async def test_a_higher_priority_is_handled_first(both: Place) -> None:
+    broker = both.broker()
+    got: list[str] = []
+
+    @broker.subscriber("orders")
+    async def handle(body: str) -> None:
+        got.append(body)
+
+    await broker.publish("low", "orders", priority=-1)
+    await broker.publish("normal", "orders")
+    await broker.publish("high", "orders", priority=5)
+    async with running(broker):
+        await until(lambda: got, ["high", "normal", "low"])

@@ -1,0 +1,127 @@
+"""The documentation holds: its examples run, its links lead somewhere, its references are complete."""
+
+import ast
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from outbox_core import events, schema
+from outbox_core.faststream.response import PublishOptions
+from outbox_core.options import ConsumerOptions
+from outbox_sqlalchemy import OutboxBroker
+from tests.pages import PAGES, ROOT, examples, files_of
+
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def run(*arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def documented(page: Path) -> set[str]:
+    """The names in the first cells of the page's tables."""
+    return set(re.findall(r"^\| `([^`]+)`", page.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(one.mark == "run" for one in examples(page))], ids=name_of
+)
+def test_the_programs_of_a_page_run(page: Path) -> None:
+    done = run("-m", "tests.pages", str(page), timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_python_block_of_a_page_compiles(page: Path) -> None:
+    for example in examples(page):
+        compile(example.code, f"{page}:{example.line}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_within_the_repository_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_worker_of_the_tutorial_runs_on_the_command_line(tmp_path: Path) -> None:
+    for name, code in files_of(ROOT / "docs" / "tutorial.md").items():
+        (tmp_path / name).write_text(code)
+    subprocess.run([sys.executable, "shop.py"], cwd=tmp_path, timeout=60, check=True, stdout=subprocess.DEVNULL)
+    worker = subprocess.Popen(
+        [sys.executable, "-u", "-m", "faststream", "run", "worker:app"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with worker, ending(worker):
+        assert worker.stdout is not None
+        assert "shipped mug\n" in iter(worker.stdout.readline, "")
+        worker.terminate()
+        assert worker.wait(timeout=30) == 0
+
+
+def test_the_demo_loses_nothing() -> None:
+    done = run("docs/examples/orders/demo.py", "--orders", "100", timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^  lost +0$", done.stdout, re.MULTILINE)
+
+
+def test_the_options_page_names_every_option_of_a_subscriber() -> None:
+    assert {field.name for field in dataclasses.fields(ConsumerOptions)} <= documented(REFERENCE / "options.md")
+
+
+@pytest.mark.parametrize(
+    "method", ["subscriber", "publisher", "publish", "publish_batch", "redrive", "purge_dead_letters"]
+)
+def test_the_options_page_names_every_argument_of(method: str) -> None:
+    assert arguments(getattr(OutboxBroker, method)) <= documented(REFERENCE / "options.md")
+
+
+def test_the_options_page_names_every_argument_of_the_broker() -> None:
+    every = arguments(OutboxBroker.__init__) | arguments(OutboxBroker.__base__.__init__)
+    assert every - {"store"} <= documented(REFERENCE / "options.md")
+
+
+def test_the_options_page_names_every_option_of_a_publish() -> None:
+    assert set(PublishOptions.__annotations__) <= documented(REFERENCE / "options.md")
+
+
+def test_the_events_page_names_every_event() -> None:
+    assert {event.__name__ for event in events.Event.__args__} <= documented(REFERENCE / "events.md")
+
+
+def test_the_schema_page_names_every_column() -> None:
+    specs = (schema.OUTBOX, schema.DEAD_LETTERS, schema.ARCHIVE, schema.QUEUES)
+    assert {name for spec in specs for name in spec.names} <= documented(REFERENCE / "schema.md")
+
+
+@contextmanager
+def ending(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill *process* if it is not done in a minute, so that reading its output comes to an end."""
+    deadline = threading.Timer(60, process.kill)
+    deadline.start()
+    try:
+        yield
+    finally:
+        deadline.cancel()
+        process.kill()
+
+
+def arguments(function: object) -> set[str]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds} - {"self"}
