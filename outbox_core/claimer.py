@@ -150,6 +150,8 @@ class Claimer:
 
     async def _claim(self, hungry: Sequence[Consumer]) -> int:
         found = 0
+        if self._settler.leases_unwatched():  # or this worker would claim its own messages again
+            await self._settler.catch_up()
         for lease in sorted({consumer.options.lease_ttl_seconds for consumer in hungry}):
             group = [consumer for consumer in hungry if consumer.options.lease_ttl_seconds == lease]
             found += await self._claim_group(group, lease)

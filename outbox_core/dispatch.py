@@ -4,6 +4,7 @@ vote | exception | neither  --decide-->  Ack | Retry | DeadLetter
 """
 
 from datetime import timedelta
+from math import isnan
 from typing import Literal, TypeAlias
 
 from outbox_core.errors import Undecodable
@@ -67,12 +68,18 @@ def _after_failure(
     )
     if delay is None:
         return DeadLetter("retry_terminal", None if error is None else render(error))
+    if isnan(delay):
+        raise ValueError("a retry strategy must answer with seconds or None, got nan")
     return Retry(min(max(0.0, float(delay)), MAX_DELAY_SECONDS) if chosen is None else chosen)
 
 
 def render(error: BaseException) -> str:
     """The exception as one line for people, capped."""
-    text = f"{type(error).__qualname__}: {error}"
+    name = type(error).__qualname__
+    try:
+        text = f"{name}: {error}"
+    except Exception:  # somebody's __str__
+        text = f"{name}, which cannot be shown"
     # PostgreSQL's text cannot hold NUL, and a lone surrogate is no UTF-8.
     text = text.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
     return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "…"

@@ -32,6 +32,7 @@ TEXT_TYPE = "text/plain"
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 8_192
 MAX_DELAY = timedelta(days=3_660)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -218,6 +219,9 @@ def _check_schedule(
         # Only a plausibility check, so this process's clock will do; when it is due is the database's to say.
         if activate_at > datetime.now(UTC) + MAX_DELAY:
             raise InvalidMessage(f"activate_at must be at most {MAX_DELAY.days} days ahead, got {activate_at!r}")
+        # Databases and drivers disagree about the first years of the calendar; nobody means them.
+        if activate_at < EPOCH:
+            raise InvalidMessage(f"activate_at must not be before 1970, got {activate_at!r}; leave it out for at once")
         return None, activate_at.astimezone(UTC)
     return None, None
 

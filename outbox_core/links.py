@@ -43,6 +43,11 @@ class LinkKeeper:
         self._closed = False
         self.last_success = monotonic()
 
+    @property
+    def down_for(self) -> float:
+        """Seconds for which no call has succeeded since one failed."""
+        return 0.0 if self._down_since is None else monotonic() - self._down_since
+
     async def connect(self) -> None:
         """Make the first link; raises what the store raises, so that a start fails loudly."""
         self._link = await self._store.connect()

@@ -69,12 +69,14 @@ class MemoryTransaction:
     def commit(self) -> None:
         """Let everything published in it exist, in order."""
         pending, self._pending = self._pending, []
+        self.published.clear()
         for change in pending:
             change()
 
     def rollback(self) -> None:
         """Forget it."""
         self._pending.clear()
+        self.published.clear()
 
 
 class MemoryStore:

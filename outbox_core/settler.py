@@ -8,7 +8,7 @@ Settling is idempotent (id and token), so after an unknown answer it is simply r
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from time import monotonic
@@ -16,13 +16,15 @@ from time import monotonic
 from outbox_core.events import DeadLettered, LeaseLost, Observer, Settled
 from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
-from outbox_core.outcome import DeadLetter, Outcome
+from outbox_core.outcome import DeadLetter, Outcome, Retry
 from outbox_core.store import Link, Settlement
 
 logger = logging.getLogger("outbox")
 
 LINGER = 0.002  # seconds in which fast handlers fill a batch; what a kill -9 may repeat is bounded by it
 MAX_BATCH = 1_000
+UNWATCHED = 0.9  # seconds; the shortest lease is one
+STUCK_AFTER = 30.0  # seconds
 GIVE_UP_AFTER = 5  # refusals of one settlement on its own; its lease will end and another worker sees it
 
 
@@ -41,7 +43,10 @@ class Settler:
         self._batch_limit = MAX_BATCH
         self._unanswered: set[Delivery] = set()  # settlements that were sent and may have been written
         self._refusals: dict[Delivery, int] = {}  # settlements that failed alone
+        self._moved = 0.0  # when there was the first outcome, or the last was written
+        self._watched = monotonic()
         self._works = False  # whether any was written since the last of these failures
+        self.scheduled: Callable[[], None] = lambda: None  # called when messages were given a new time
 
     # What is ours
 
@@ -50,6 +55,11 @@ class Settler:
         for delivery in deliveries:
             delivery.lease_ends = since + lease
             self._held[delivery] = lease
+
+    @property
+    def stuck(self) -> bool:
+        """Whether there are outcomes, and none was written for a while."""
+        return bool(self._outcomes) and monotonic() - self._moved > STUCK_AFTER
 
     @property
     def unsettled(self) -> int:
@@ -87,7 +97,21 @@ class Settler:
     def leases_run_down(self) -> bool:
         """Whether a third of any lease is gone."""
         now = monotonic()
-        return any(now > delivery.lease_ends - lease * 2 / 3 for delivery, lease in self._held.items())
+        if any(now > delivery.lease_ends - lease * 2 / 3 for delivery, lease in self._held.items()):
+            return True
+        self._watched = now
+        return False
+
+    def leases_unwatched(self) -> bool:
+        """Whether the loop was blocked for so long that leases may be over, though nobody else has claimed the rows."""
+        return monotonic() - self._watched > UNWATCHED and bool(self._held)
+
+    async def catch_up(self) -> None:
+        """Extend what is still ours, late as it is, before anything is done that trusts in a lease."""
+        try:
+            await self.extend()
+        except LinkDown:
+            self._watched = monotonic()  # the leases are what they were, and asking again at once would not help
 
     async def extend(self) -> None:
         """Extend every lease that is held; forget those that are not ours any more. Raises `LinkDown`."""
@@ -100,12 +124,15 @@ class Settler:
                     delivery.lease_ends = sent + lease
                 elif delivery not in self._unanswered:  # a row that is gone may be our own doing
                     self.forget(delivery)
+        self._watched = monotonic()
 
     # What becomes of it
 
     def put(self, delivery: Delivery, outcome: Outcome) -> None:
         """Have *outcome* written soon. Does nothing for a delivery whose lease was lost."""
         if delivery in self._held:
+            if not self._outcomes:
+                self._moved = monotonic()
             self._outcomes[delivery] = outcome
             self._work.set()
 
@@ -163,6 +190,7 @@ class Settler:
         else:
             self._written(batch, ours)
             self._works = True
+            self._moved = monotonic()
             self._batch_limit = min(self._batch_limit * 2, MAX_BATCH)
         self._rest()
 
@@ -193,6 +221,8 @@ class Settler:
                 lost.append(delivery.id)
                 self.forget(delivery)
         self._observe(Settled(len(batch), tuple(lost)))
+        if any(isinstance(settlement.outcome, Retry) for settlement in batch):
+            self.scheduled()
 
     def _was_ours(self, delivery: Delivery) -> bool:
         """Whether a row that is missing can only have been settled by our own first try: nobody else had a lease."""

@@ -29,6 +29,7 @@ SlotContext: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]
 AHEAD = 0.1  # seconds of work that are claimed in advance
 MAX_AHEAD = 2_000  # messages
 UNDECIDED_DELAY = 60.0  # seconds until a message is tried again whose retry strategy failed
+BLAME_PATIENCE = 10.0  # seconds that the outcome of a suspect may take into the database, before others go on
 CUT_TIMEOUT = 5.0  # seconds for a cancelled handler to come to its end
 YIELD_EVERY = 0.001  # seconds that handlers which never wait may keep the loop, on which claims and settlements wait
 
@@ -172,8 +173,8 @@ class Consumer:
 
     @property
     def alive(self) -> bool:
-        """Whether every slot goes on."""
-        return not any(task.done() for task in self._tasks)
+        """Whether every slot goes on, or may have come to its end."""
+        return self._stopping or not any(task.done() for task in self._tasks)
 
     @property
     def in_hand(self) -> int:
@@ -280,6 +281,8 @@ class Consumer:
                 self._settler.forget(delivery)
 
     async def _deliver(self, batch: list[Delivery]) -> None:
+        if self._settler.leases_unwatched():
+            await self._settler.catch_up()
         startable = [delivery for delivery in batch if self._may_start(delivery)]
         suspects = [delivery for delivery in startable if delivery.suspect]
         normal = [delivery for delivery in startable if not delivery.suspect] if suspects else startable
@@ -297,8 +300,15 @@ class Consumer:
         async with self._isolation.alone():
             if self._still_startable([suspect]) and await self._settler.begin(suspect):
                 await self._run([suspect])
-                # Until its outcome is in the database, the next suspect's crash would be blamed on it too.
+                await self._until_written(suspect)
+
+    async def _until_written(self, suspect: Delivery) -> None:
+        """Until its outcome is in the database, the next suspect's crash would be blamed on this one too."""
+        try:
+            async with asyncio.timeout(BLAME_PATIENCE):
                 await self._settler.written(suspect)
+        except TimeoutError:
+            pass
 
     def _still_startable(self, batch: list[Delivery]) -> list[Delivery]:
         """Those that may begin after a wait, in which the worker may have been stopped or leases lost."""
@@ -334,7 +344,9 @@ class Consumer:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            error = cancelled  # the handler awaited something that was cancelled
+            # Not an Exception, so a strategy would never retry it; and nobody wanted this handler to end.
+            error = RuntimeError("something that the handler awaited was cancelled")
+            error.__cause__ = cancelled
         except Exception as raised:
             error = raised
         finally:

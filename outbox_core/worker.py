@@ -84,6 +84,7 @@ class Worker:
         self._settler = Settler(self._settles, worker=self.name, observe=self._observe)
         self._claimer = Claimer(self._claims, self._settler, observe=self._observe)
         self._claimer.listening = lambda: self._listening
+        self._settler.scheduled = self._claimer.nudge
         self._isolation = Isolation()
         self._listen_tried = asyncio.Event()
         self._restored = asyncio.Event()
@@ -121,6 +122,7 @@ class Worker:
             if consumer in self._consumers:
                 await self._drain(consumer, timeout)
                 self._consumers.remove(consumer)
+        await self._write_the_rest()
 
     async def _drain(self, consumer: Consumer, timeout: float) -> None:
         self._claimer.remove(consumer)
@@ -132,7 +134,6 @@ class Worker:
             logger.warning("%d handlers of %r were cut after %g s", cut, consumer.options.queues, timeout)
         self._released += released + more
         self._cut += cut
-        await self._write_the_rest()
 
     async def stop(self, *, timeout: float) -> None:
         """Drain and disconnect. Handlers get *timeout* seconds; those that are cut are given back. Idempotent."""
@@ -169,24 +170,23 @@ class Worker:
                 return
 
     async def _write_the_rest(self) -> None:
-        try:
-            async with asyncio.timeout(SETTLE_TIMEOUT):
-                await self._settler.drained()
-        except TimeoutError:
+        """Within a few seconds, of which an outage that has already lasted may take most."""
+        patience = max(1.0, SETTLE_TIMEOUT - self._settles.down_for)
+        if not await _within(patience, self._settler.drained()):
             logger.warning(
                 "%d outcomes could not be written in %g s; these messages will be delivered again",
                 self._settler.unsettled,
-                SETTLE_TIMEOUT,
+                patience,
             )
 
     # Health
 
     async def ping(self, timeout: float | None = None) -> bool:
-        """Whether the database answers, every loop is alive and claims succeed. Never raises."""
+        """Whether the database answers, every loop is alive, and claims and settlements succeed. Never raises."""
         claiming_settling_tending = self._tasks[:3]
         if not self.running or any(task.done() for task in claiming_settling_tending):
             return False
-        if not all(consumer.alive for consumer in self._consumers):
+        if self._settler.stuck or not all(consumer.alive for consumer in self._consumers):
             return False
         longest = max((consumer.options.max_fetch_interval for consumer in self._consumers), default=TICK)
         if monotonic() - self._claims.last_success > 2 * max(longest, TICK) + 10:
@@ -274,7 +274,7 @@ class Worker:
                 return NO_LISTEN
             while True:
                 await self._settles.call(lambda link: link.notify(proof))
-                if not await _within(PROOF_TIMEOUT, proved.wait()):
+                if not await _within(PROOF_TIMEOUT, proved.wait()) and not proved.is_set():
                     return "a notification to itself did not arrive (a pooler in transaction mode swallows LISTEN)"
                 proved.clear()
                 self._listening = True

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    DDL,
     JSON,
     BigInteger,
     Column,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    event,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -50,7 +52,7 @@ def make_outbox_table(metadata: MetaData, table_name: str = "outbox", schema: st
     *schema* defaults to the metadata's. Raises `InvalidName` for a name that is no plain identifier.
     """
     table = _make_table(metadata, described.OUTBOX, table_name, schema, "outbox table")
-    table.dialect_options["postgresql"]["with"] = dict(OUTBOX_STORAGE)
+    _set_storage(table)
     return table
 
 
@@ -127,6 +129,17 @@ def _make_table(metadata: MetaData, spec: TableSpec, name: str, schema: str | No
             sqlite_where=where,
         )
     return table
+
+
+def _set_storage(table: Table) -> None:
+    """Have `create_all` set the storage parameters. SQLAlchemy 2.0 has none for tables, so there they are set afterwards."""
+    options = table.dialect_options["postgresql"]
+    if "with" in options:
+        options["with"] = dict(OUTBOX_STORAGE)
+        return
+    parameters = ", ".join(f"{name} = {value}" for name, value in OUTBOX_STORAGE.items())
+    set_them = DDL(f"ALTER TABLE %(fullname)s SET ({parameters})")  # type: ignore[no-untyped-call]  # SQLAlchemy's own
+    event.listen(table, "after_create", set_them.execute_if(dialect="postgresql"))
 
 
 def _make_column(column: described.Column, *, primary_key: bool) -> Column[Any]:

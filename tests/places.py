@@ -66,7 +66,7 @@ class Place:
 
 
 @asynccontextmanager
-async def running(broker: OutboxBroker, patience: float = PATIENCE) -> AsyncIterator[OutboxBroker]:
+async def running(broker: OutboxBroker, patience: float = 2 * PATIENCE) -> AsyncIterator[OutboxBroker]:
     """A started broker, stopped at the end; no test waits longer than *patience* seconds."""
     async with asyncio.timeout(patience), broker:
         await broker.start()

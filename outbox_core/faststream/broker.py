@@ -363,7 +363,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
 def _urls(specification_url: str | Iterable[str] | None, store: Store | None) -> list[str]:
     """The server of the AsyncAPI document: a logical name, without host, user or database, unless one is given."""
     if specification_url is None:
-        return ["outbox" if store is None else f"{store.name.split(':', 1)[0]}://outbox"]
+        kind, known, _ = ("" if store is None else store.name).partition(":")
+        return [f"{kind if known else 'outbox'}://outbox"]
     return [specification_url] if isinstance(specification_url, str) else list(specification_url)
 
 

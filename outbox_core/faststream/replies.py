@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from anyio import from_thread
 from fast_depends.utils import is_coroutine_callable
-from faststream.response import ensure_response
+from faststream import BaseMiddleware
+from faststream.message import StreamMessage
+from faststream.response import Response, ensure_response
 
 from outbox_core.envelope import CONTENT_TYPE, CORRELATION_ID, REPLY_TO
 from outbox_core.faststream._compat import ProducerProto
@@ -39,7 +41,7 @@ class Replies:
 
             @wraps(call)
             async def handler(*args: Any, **kwargs: Any) -> Any:
-                result = self._with_headers(await call(*args, **kwargs))
+                result = await call(*args, **kwargs)
                 if isinstance(result, OutboxResponse):
                     await self._publish(call, result)
                 return result
@@ -48,7 +50,7 @@ class Replies:
 
         @wraps(call)
         def sync_handler(*args: Any, **kwargs: Any) -> Any:
-            result = self._with_headers(call(*args, **kwargs))
+            result = call(*args, **kwargs)
             if isinstance(result, OutboxResponse):
                 self._publish_from_thread(call, result)
             return result
@@ -75,6 +77,8 @@ class Replies:
         if message is None:
             return
         response.correlation_id = response.correlation_id or message.correlation_id
+        if self._propagate_headers:
+            take_headers(response, message)
         ours = self._subscriber._outer_config
         if response.queue:
             yield response.as_publish_command(), ours
@@ -104,14 +108,18 @@ class Replies:
             publish = partial(middleware(None, context=context).publish_scope, publish)
         await publish(command)
 
-    def _with_headers(self, result: Any) -> Any:
-        """With `propagate_inbound_headers`, a reply without headers takes those of its message."""
-        if not self._propagate_headers or (message := self._message) is None:
-            return result
-        response = ensure_response(result)
-        response.headers = response.headers or {
-            name: value
-            for name, value in message.headers.items()
-            if name not in (CONTENT_TYPE, CORRELATION_ID, REPLY_TO)
-        }
+
+class HeaderPropagation(BaseMiddleware):
+    """With `propagate_inbound_headers`, a reply without headers takes those of its message, whoever publishes it."""
+
+    async def consume_scope(self, call_next: Callable[..., Any], msg: StreamMessage[Any]) -> Response:
+        response = ensure_response(await call_next(msg))
+        take_headers(response, msg)
         return response
+
+
+def take_headers(response: Response, message: StreamMessage[Any]) -> None:
+    """Those of *message* that are not about its own body and way."""
+    response.headers = response.headers or {
+        name: value for name, value in message.headers.items() if name not in (CONTENT_TYPE, CORRELATION_ID, REPLY_TO)
+    }

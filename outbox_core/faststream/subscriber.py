@@ -30,7 +30,7 @@ from outbox_core.faststream.config import (
 )
 from outbox_core.faststream.message import decode_batch, decode_body, parse_batch, parse_message
 from outbox_core.faststream.publisher import ReplyPublisher
-from outbox_core.faststream.replies import Replies
+from outbox_core.faststream.replies import HeaderPropagation, Replies
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.slots import Consumer
@@ -162,6 +162,11 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
             self._consumer.halt()
             if self._stopping is None or self._stopping.done():
                 self._stopping = asyncio.create_task(self._drain())
+
+    @property
+    def _broker_middlewares(self) -> Sequence[Any]:
+        middlewares = self._outer_config.broker_middlewares
+        return [HeaderPropagation, *middlewares] if self._config.propagate_inbound_headers else middlewares
 
     def _publish_replies_inside(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """FastStream publishes a reply after the handler's dependencies have closed, and its session with them."""

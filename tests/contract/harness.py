@@ -244,5 +244,10 @@ def batch_consumer(handle: Callable[[Sequence[Delivery]], Awaitable[object]], **
 async def until(condition: Callable[[], object | Awaitable[object]], *, within: float = 10.0) -> None:
     """Return once *condition* holds; `TimeoutError` if it does not in *within* seconds."""
     async with asyncio.timeout(within):
-        while not (await answer if isawaitable(answer := condition()) else answer):
-            await asyncio.sleep(0.005)  # noqa: ASYNC110  what is waited for may be a row
+        while not await _holds(condition):  # noqa: ASYNC110  no event tells of a row
+            await asyncio.sleep(0.005)
+
+
+async def _holds(condition: Callable[[], object | Awaitable[object]]) -> bool:
+    answer = condition()
+    return bool(await answer if isawaitable(answer) else answer)

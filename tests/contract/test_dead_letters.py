@@ -17,7 +17,9 @@ class Abort(Exception):
     """What makes a test's transaction roll back."""
 
 
-async def bury(outbox: Outbox, body: str, queue: str = "orders", reason: DeadReason = "rejected", **options: object) -> int:
+async def bury(
+    outbox: Outbox, body: str, queue: str = "orders", reason: DeadReason = "rejected", **options: object
+) -> int:
     """Publish a message and let it die; the id of its dead letter."""
     link = await outbox.link()
     await outbox.publish(compose(body, queue, **options))

@@ -332,9 +332,7 @@ async def test_replacing_a_timer_takes_everything_but_its_identity(outbox: Outbo
 async def test_a_timer_can_be_replaced_under_its_own_message_id(outbox: Outbox) -> None:
     (first,) = await outbox.publish(compose("a", "orders", timer_id="t", message_id=ONE))
 
-    (second,) = await outbox.publish(
-        compose("b", "orders", timer_id="t", message_id=ONE, timer_conflict="replace")
-    )
+    (second,) = await outbox.publish(compose("b", "orders", timer_id="t", message_id=ONE, timer_conflict="replace"))
 
     assert second == first
     assert bodies(await outbox.pending()) == ["b"]
@@ -426,9 +424,7 @@ async def test_a_timer_changes_when_its_transaction_commits(outbox: Outbox) -> N
     (first,) = await outbox.publish(compose("a", "orders", timer_id="t"))
 
     async with outbox.transaction() as session:
-        (second,) = await outbox.store.insert(
-            [compose("b", "orders", timer_id="t", timer_conflict="replace")], session
-        )
+        (second,) = await outbox.store.insert([compose("b", "orders", timer_id="t", timer_conflict="replace")], session)
         before_the_commit = bodies(await outbox.pending())
 
     assert second == first

@@ -138,12 +138,14 @@ async def test_a_dead_message_goes_to_the_dead_letters_with_its_history(outbox: 
     await settle(link, await one_delivery(outbox, link, key="k", timer_id="t"), Retry(0))
     (delivery,) = await claim(link)
 
-    assert await settle(link, delivery, DeadLetter("retry_terminal", "ValueError: it's \"über\" 5\n:x%s")) == {delivery.id}
+    assert await settle(link, delivery, DeadLetter("retry_terminal", 'ValueError: it\'s "über" 5\n:x%s')) == {
+        delivery.id
+    }
 
     (letter,) = await outbox.dead_letters()
     assert letter.message_id == delivery.message_id
     assert (letter.queue, letter.key, letter.payload, letter.timer_id) == ("orders", "k", b"a", "t")
-    assert (letter.reason, letter.error) == ("retry_terminal", "ValueError: it's \"über\" 5\n:x%s")
+    assert (letter.reason, letter.error) == ("retry_terminal", 'ValueError: it\'s "über" 5\n:x%s')
     assert (letter.attempts, letter.deliveries) == (2, 2)
     assert letter.created_at == delivery.created_at
     assert letter.first_attempt_at == delivery.first_attempt_at

@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from time import monotonic
 
+import pytest
+
 from outbox_core.envelope import compose
 from outbox_core.message import Delivery
 from outbox_core.retry import ConstantRetry
@@ -138,11 +140,12 @@ async def test_a_paused_queue_is_left_alone_until_it_is_resumed(outbox: Outbox, 
     await work(consumer(log.handle, ["orders", "mails"]))
 
     await until(lambda: log.bodies == ["x"])
-    assert bodies(await outbox.pending()) == ["a"]
+    assert bodies(await outbox.pending("orders")) == ["a"]
     await outbox.store.set_paused("orders", False, None)
     await until(lambda: log.bodies == ["x", "a"])
 
 
+@pytest.mark.parametrize("outbox", ["sqlite", "asyncpg"], indirect=True)
 async def test_a_running_worker_obeys_a_pause(outbox: Outbox, work: Work) -> None:
     log = Log(seconds=0.01)
     await outbox.publish(*(compose(str(number), "orders") for number in range(1_000)))

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from outbox_core.envelope import compose
 from outbox_core.events import Event, LeaseLost
 from outbox_core.message import Delivery
@@ -45,6 +47,7 @@ async def test_a_handler_slower_than_its_lease_has_its_message_to_itself(outbox:
     assert started == ["slow"]
 
 
+@pytest.mark.parametrize("outbox", ["memory"], indirect=True)
 async def test_the_shortest_lease_decides_how_often_leases_are_extended(outbox: Outbox, work: Work) -> None:
     started: list[str] = []
     await outbox.publish(compose("slow", "orders"))
@@ -54,29 +57,32 @@ async def test_the_shortest_lease_decides_how_often_leases_are_extended(outbox: 
         await asyncio.sleep(1.3)
 
     worker = await work(consumer(handle, "mails", lease_ttl_seconds=3_600.0))
-    await asyncio.sleep(0.3)  # the worker has extended once, and reckons with the long lease
+    await asyncio.sleep(0.3)  # the worker has looked at its leases, and knows of the long one only
     worker.add(consumer(handle, max_workers=2, lease_ttl_seconds=1.0, max_fetch_interval=0.05))
 
     await until(lambda: all_gone(outbox))
     assert started == ["slow"]
 
 
+@pytest.mark.parametrize("outbox", ["memory", "asyncpg"], indirect=True)
 async def test_what_waits_behind_a_slow_handler_goes_to_another_worker(outbox: Outbox, work: Work) -> None:
     stuck, handled = asyncio.Event(), []
-    await outbox.publish(*(compose(str(number), "orders") for number in range(3)))
+    await outbox.publish(*(compose(body, "orders") for body in [*["quick"] * 20, "slow", *["behind"] * 5]))
 
-    async def stick(delivery: Delivery) -> None:
-        stuck.set()
-        await asyncio.Event().wait()
+    async def slow(delivery: Delivery) -> None:
+        if delivery.payload == b"slow":
+            stuck.set()
+            await asyncio.Event().wait()
 
-    async def handle(delivery: Delivery) -> None:
-        handled.append(delivery.payload)
+    async def quick(delivery: Delivery) -> None:
+        handled.append((delivery.payload, delivery.deliveries, delivery.suspect))
 
-    await work(consumer(stick), name="w1")
+    await work(consumer(slow), name="w1")
     await stuck.wait()
-    await work(consumer(handle), name="w2")
+    await work(consumer(quick), name="w2")
 
-    await until(lambda: len(handled) == 2)
+    await until(lambda: len(handled) == 5)
+    assert set(handled) == {(b"behind", 0, False)}
 
 
 async def test_a_lost_lease_is_told_and_its_outcome_changes_nothing(outbox: Outbox, work: Work) -> None:

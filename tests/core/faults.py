@@ -1,5 +1,6 @@
 """The memory store with a database's faults: calls that fail before or after their effect, and connections that fail."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -18,6 +19,7 @@ class FaultyStore(MemoryStore):
         self.before: Callable[[str, list[str]], None] = lambda call, bodies: None
         self.after: Callable[[str, list[str]], None] = lambda call, bodies: None
         self.down = False
+        self.latency = 0.0  # seconds that a settlement takes
         self.connections = 0
 
     async def connect(self) -> "FaultyLink":
@@ -53,6 +55,7 @@ class FaultyLink(MemoryLink):
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
         deliveries = [settlement.delivery for settlement in settlements]
         self._enter("settle", deliveries)
+        await asyncio.sleep(self._faulty.latency)
         ours = await super().settle(settlements, worker=worker)
         self._leave("settle", deliveries)
         return ours

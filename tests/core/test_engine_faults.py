@@ -85,6 +85,19 @@ async def test_a_message_that_lost_its_lease_while_it_waited_for_a_suspect_is_no
     assert started == [b"suspect"]
 
 
+async def test_a_suspect_whose_outcome_is_refused_does_not_keep_its_slot(
+    store: FaultyStore, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox_core.slots.BLAME_PATIENCE", 0.1)
+    store.before = lambda call, bodies: _refuse(call == "settle" and "bad" in bodies)
+    await become_suspects(store, "bad", "good")
+
+    worker.add(consumer(do_nothing))
+
+    await until(lambda: left(store) == ["bad"])
+    store.before = lambda call, bodies: None
+
+
 # Settling
 
 
@@ -148,6 +161,23 @@ async def test_nothing_is_given_up_while_nothing_can_be_written(store: FaultySto
 
     await until(lambda: is_empty(store), within=15)
     assert handled == [b"a"]
+
+
+async def test_a_worker_that_cannot_settle_is_unhealthy(
+    store: FaultyStore, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox_core.settler.STUCK_AFTER", 0.2)
+    store.before = lambda call, bodies: _refuse(call == "settle")
+    await publish(store, "a")
+    worker.add(consumer(do_nothing))
+    assert await worker.ping()
+
+    async def unhealthy() -> bool:
+        return not await worker.ping()
+
+    await until(unhealthy)
+    store.before = lambda call, bodies: None
+    await until(worker.ping)
 
 
 async def test_outcomes_whose_answer_was_lost_are_not_called_lost_leases(store: FaultyStore) -> None:
@@ -272,6 +302,7 @@ async def test_a_stop_waits_for_a_consumer_that_is_being_drained(store: FaultySt
 async def test_a_consumer_is_drained_while_others_never_rest(
     store: FaultyStore, worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
+    store.latency = 0.01
     leaving = consumer(do_nothing)
     worker.add(leaving)
     worker.add(consumer(do_nothing, "mails", max_workers=4))

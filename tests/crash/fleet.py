@@ -1,7 +1,6 @@
 """The test's side: an outbox in a real database, worker processes, and waiting for facts with a deadline."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -12,8 +11,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import psutil
 from sqlalchemy import URL, Engine, MetaData, create_engine, func, select, text
-from sqlalchemy.pool import NullPool
 
 from outbox_sqlalchemy import OutboxBroker, make_outbox_tables
 from tests.crash.ledger import Ledger
@@ -42,9 +41,12 @@ class Outbox:
 
     @classmethod
     def on(cls, url: URL) -> "Outbox":
-        """Asynchronous drivers are the workers'; looking is done with a synchronous one, on a fresh connection."""
+        """Asynchronous drivers are the workers'; the test looks with a synchronous one, however often it was cut off."""
         sync = url.set(drivername="sqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg")
-        return cls(url, create_engine(sync, poolclass=NullPool))
+        return cls(url, create_engine(sync, pool_pre_ping=True))
+
+    def close(self) -> None:
+        self._engine.dispose()
 
     def publish(self, *numbers: int, queue: str = "crash") -> None:
         """Publish all in one transaction."""
@@ -61,12 +63,13 @@ class Outbox:
             rows = connection.execute(select(self.tables.outbox).order_by(self.tables.outbox.c.id))
             return [dict(row._mapping) for row in rows]
 
-    def leased(self) -> int:
-        return sum(row["acquired_token"] is not None for row in self.rows())
-
     def live_numbers(self) -> set[int]:
         """What was published and is neither acked nor dead."""
         return {int(row["payload"]) for row in self.rows()}
+
+    def leased_numbers(self) -> set[int]:
+        """What a worker holds, or took with it when it died."""
+        return {int(row["payload"]) for row in self.rows() if row["acquired_token"] is not None}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -121,7 +124,7 @@ class Worker:
 
     def frozen(self) -> bool:
         """Whether a SIGSTOP has arrived."""
-        return bool(re.search(r"^State:\s+T", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE))
+        return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
 
     def kill(self) -> float:
         """SIGKILL; the monotonic time at which it was gone."""
@@ -174,6 +177,7 @@ class Fleet:
             if worker.alive:
                 worker.kill()
         self.ledger.close()
+        self.outbox.close()
 
     def report(self, what: str, published: Sequence[int], longest: float | None = None) -> None:
         """The line that says what was measured."""

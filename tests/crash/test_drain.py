@@ -15,7 +15,7 @@ def test_a_terminated_worker_finishes_what_runs_and_gives_back_what_does_not(fle
     fleet.started()
     published = range(10)
     outbox.publish(*published)
-    until(lambda: outbox.leased() == 10 and len(fleet.ledger.runs()) == 2, 5, "two run and eight are held")
+    until(lambda: len(outbox.leased_numbers()) == 10 and len(fleet.ledger.runs()) == 2, 5, "two run and eight are held")
     staying = fleet.start(options={"max_workers": 2})
     fleet.started(staying)
 

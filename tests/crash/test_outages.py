@@ -1,5 +1,6 @@
 """Connections that are cut, and a server that goes away and comes back."""
 
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def test_workers_whose_connections_are_cut_four_times_a_second_lose_nothing(
     for _ in range(2):
         fleet.start(options={"max_workers": 4, "lease_ttl_seconds": 5.0}, seconds=0.02)
     fleet.started()
-    published = range(2_500)
+    published = range(2_200)
     outbox.publish(*published)
     cut = 0
 
@@ -79,7 +80,7 @@ def test_workers_come_back_by_themselves_when_the_server_was_restarted(
             for _ in range(2):
                 fleet.start(options={"max_workers": 4, "lease_ttl_seconds": 5.0}, seconds=0.02)
             fleet.started()
-            published = range(1_500)
+            published = range(1_000)
             outbox.publish(*published)
             until(lambda: len(fleet.ledger.handled()) > 100, 5, "a hundred are handled")
 
@@ -97,4 +98,32 @@ def test_workers_come_back_by_themselves_when_the_server_was_restarted(
             assert before < len(published)
             assert fleet.ledger.handled() == set(published)
             assert outbox.dead() == {}
+            assert fleet.ledger.duplicates() <= 20
+
+
+def test_a_worker_that_is_terminated_while_the_server_is_down_ends_soon_and_loses_nothing(
+    own_server: OwnServer, tmp_path: Path
+) -> None:
+    with own_server.database() as url:
+        outbox = Outbox.on(url.set(drivername="postgresql+asyncpg"))
+        with closing(Fleet(outbox, tmp_path)) as fleet:
+            options = {"max_workers": 4, "lease_ttl_seconds": 2.0}
+            leaving = fleet.start(options={**options, "prefetch": 50}, seconds=0.05)
+            fleet.started()
+            published = range(200)
+            outbox.publish(*published)
+            until(lambda: len(fleet.ledger.handled()) > 20, 5, "some are handled")
+
+            own_server.stop()
+            leaving.send(signal.SIGTERM)
+            told = monotonic()
+            code = leaving.ended(within=15)
+            took = monotonic() - told
+            own_server.start()
+            fleet.start(options=options)
+            fleet.settled(within=20)
+
+            fleet.report(f"SIGTERM while the server is down: it took {took:.1f} s", published)
+            assert code == 0
+            assert fleet.ledger.handled() == set(published)
             assert fleet.ledger.duplicates() <= 20

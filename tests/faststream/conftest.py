@@ -1,13 +1,14 @@
 """A real outbox for handlers: on SQLite where the database makes no difference, on both where it might."""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import MetaData, create_engine, make_url
+from sqlalchemy import URL, MetaData, create_engine, make_url
 
 from outbox_sqlalchemy import make_outbox_tables
+from tests.databases import execute, postgres_database, with_driver
 from tests.places import Place
 
 
@@ -20,6 +21,19 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata.create_all(engine)
     engine.dispose()
     return path
+
+
+@pytest.fixture(scope="session")
+def shared_database(server: URL) -> Iterator[URL]:
+    """A PostgreSQL database with the tables, to be emptied for each test."""
+    with postgres_database(server) as url:
+        metadata = MetaData()
+        make_outbox_tables(metadata)
+        engine = create_engine(with_driver(url, "psycopg"))
+        metadata.create_all(engine)
+        engine.dispose()
+        execute(server, f'ALTER DATABASE "{url.database}" SET synchronous_commit = off')
+        yield url
 
 
 @pytest.fixture
@@ -40,7 +54,7 @@ async def both(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
         shutil.copy(request.getfixturevalue("sqlite_template"), path)
         place = Place(make_url(f"sqlite:///{path}"), request.param)
     else:
-        place = Place(request.getfixturevalue("database"), request.param)
-        place.metadata.create_all(place.sync_engine)
+        place = Place(request.getfixturevalue("shared_database"), request.param)
+        place.run("TRUNCATE outbox, outbox_dlq, outbox_queues RESTART IDENTITY")
     yield place
     await place.close()

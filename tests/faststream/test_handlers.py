@@ -410,7 +410,7 @@ async def test_our_annotations_resolve_without_a_thread(place: Place) -> None:
         absent: Annotated[str, Context("nothing", default="default")],
         app: Application,
     ) -> None:
-        got.append((body, logger, message, its_broker, context, queue, absent, app))
+        got.append((body, logger, message, its_broker, context.get("broker"), queue, absent, app))
 
     before = worker_threads()
     application.context.set_global("app", application)
@@ -419,12 +419,12 @@ async def test_our_annotations_resolve_without_a_thread(place: Place) -> None:
         await until(lambda: len(got), 1)
         started = worker_threads() - before
 
-    body, logger, message, its_broker, context, queue, absent, app = got[0]
+    body, logger, message, its_broker, from_context, queue, absent, app = got[0]
     assert isinstance(logger, StandardLogger)
     assert isinstance(message, CoreMessage)
     assert isinstance(its_broker, CoreBroker)
     assert (body, its_broker, queue, absent, app) == (7, broker, "orders", "default", application)
-    assert context.get("broker") is broker
+    assert from_context is broker
     assert started == set()
 
 

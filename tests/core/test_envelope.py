@@ -1,0 +1,499 @@
+"""What a publish is made of: bodies, headers, names and schedules, and every way in which they are refused."""
+
+import json
+from collections import namedtuple
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, IntEnum, StrEnum
+from pathlib import PurePosixPath
+from typing import Any, Literal
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, RootModel
+
+from outbox_core.envelope import check_delay, check_queue, compose, decode, encode, new_message_id
+from outbox_core.errors import CannotEncode, InvalidMessage, OutboxError, WrongType
+
+ONE = UUID("0197a3c0-0000-7000-8000-000000000001")
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+class Color(Enum):
+    RED = "red"
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+class Mood(StrEnum):
+    GOOD = "good"
+
+
+@dataclass
+class Line:
+    product: str
+    price: Decimal
+
+
+@dataclass
+class Order:
+    id: UUID
+    lines: list[Line]
+    color: Color = Color.RED
+
+
+class Customer(BaseModel):
+    name: str
+    born: date
+    height: Decimal = Decimal("1.80")
+
+
+class Names(RootModel[list[str]]):
+    pass
+
+
+Point = namedtuple("Point", "x y")
+
+
+@pytest.mark.parametrize(
+    ("body", "payload", "content_type"),
+    [
+        (b"raw \x00\xff", b"raw \x00\xff", None),
+        (bytearray(b"raw"), b"raw", None),
+        (memoryview(b"raw"), b"raw", None),
+        (b"", b"", None),
+        ("text 🚲", "text 🚲".encode(), "text/plain"),
+        ("", b"", "text/plain"),
+        (None, b"null", "application/json"),
+        (True, b"true", "application/json"),
+        (0, b"0", "application/json"),
+        (2**70, b"1180591620717411303424", "application/json"),
+        (1.5, b"1.5", "application/json"),
+        ({"a": 1, "ü": "🚲"}, '{"a":1,"ü":"🚲"}'.encode(), "application/json"),
+        ({}, b"{}", "application/json"),
+        ({1: "a"}, b'{"1":"a"}', "application/json"),
+        ({"nul": "\x00"}, b'{"nul":"\\u0000"}', "application/json"),
+        ([1, "a", None, [2]], b'[1,"a",null,[2]]', "application/json"),
+        ((1, 2), b"[1,2]", "application/json"),
+        (Point(1, 2), b"[1,2]", "application/json"),
+        (ONE, b'"0197a3c0-0000-7000-8000-000000000001"', "application/json"),
+        (NOON, b'"2026-01-01T12:00:00+00:00"', "application/json"),
+        (datetime(2026, 1, 1, 12), b'"2026-01-01T12:00:00"', "application/json"),  # noqa: DTZ001  naive is plain data
+        (date(2026, 1, 2), b'"2026-01-02"', "application/json"),
+        (time(12, 30), b'"12:30:00"', "application/json"),
+        (timedelta(minutes=1, milliseconds=500), b"60.5", "application/json"),
+        (Decimal("0.10"), b'"0.10"', "application/json"),
+        (Color.RED, b'"red"', "application/json"),
+        (Level.HIGH, b"3", "application/json"),
+        ([Mood.GOOD], b'["good"]', "application/json"),
+        (PurePosixPath("/tmp/a"), b'"/tmp/a"', "application/json"),
+        (Line("tea", Decimal("2.50")), b'{"product":"tea","price":"2.50"}', "application/json"),
+        (
+            Order(ONE, [Line("tea", Decimal(2))]),
+            b'{"id":"0197a3c0-0000-7000-8000-000000000001","lines":[{"product":"tea","price":"2"}],"color":"red"}',
+            "application/json",
+        ),
+        (
+            Customer(name="Zoë", born=date(2000, 1, 2)),
+            '{"name":"Zoë","born":"2000-01-02","height":"1.80"}'.encode(),
+            "application/json",
+        ),
+        (Names(["a", "b"]), b'["a","b"]', "application/json"),
+        (
+            {"customer": Customer(name="Al", born=date(2000, 1, 2)), "at": NOON, "id": ONE},
+            (
+                b'{"customer":{"name":"Al","born":"2000-01-02","height":"1.80"},'
+                b'"at":"2026-01-01T12:00:00+00:00","id":"0197a3c0-0000-7000-8000-000000000001"}'
+            ),
+            "application/json",
+        ),
+        (
+            [Customer(name="Al", born=date(2000, 1, 2))],
+            b'[{"name":"Al","born":"2000-01-02","height":"1.80"}]',
+            "application/json",
+        ),
+    ],
+)
+def test_a_body_becomes_bytes_and_a_content_type(body: object, payload: bytes, content_type: str | None) -> None:
+    assert encode(body) == (payload, content_type)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=20,
+    )
+)
+def test_plain_data_survives_the_trip(body: Any) -> None:
+    try:
+        payload, content_type = encode(body)
+    except CannotEncode:  # a lone surrogate, which is no Unicode
+        with pytest.raises(UnicodeEncodeError):
+            json.dumps(body, ensure_ascii=False).encode()
+        return
+
+    assert decode(payload, content_type) == body
+
+
+@given(st.binary())
+def test_bytes_survive_the_trip(body: bytes) -> None:
+    assert decode(*encode(body)) == body
+
+
+@pytest.mark.parametrize(
+    ("payload", "content_type", "body"),
+    [
+        (b'{"a":1}', "application/json", {"a": 1}),
+        (b'{"a":1}', "application/json; charset=utf-8", {"a": 1}),
+        ("ü".encode(), "text/plain", "ü"),
+        ("ü".encode(), "text/csv", "ü"),
+        (b"\xff", None, b"\xff"),
+        (b"\xff", "application/octet-stream", b"\xff"),
+    ],
+)
+def test_a_payload_is_decoded_as_its_content_type_says(payload: bytes, content_type: str | None, body: object) -> None:
+    assert decode(payload, content_type) == body
+
+
+def circular() -> list[Any]:
+    body: list[Any] = []
+    body.append(body)
+    return body
+
+
+def deep() -> list[Any]:
+    body: list[Any] = []
+    for _ in range(100_000):
+        body = [body]
+    return body
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: {1, 2}, "cannot encode set: a set has no order and would arrive as a list; pass sorted"),
+        (lambda: {"a": frozenset("x")}, "cannot encode dict: a set has no order"),
+        (
+            lambda: object(),
+            "cannot encode object: object is not JSON; pass a dict, a dataclass, a pydantic model or bytes",
+        ),
+        (lambda: {"f": print}, "cannot encode dict: builtin_function_or_method is not JSON"),
+        (lambda: (x for x in "ab"), "cannot encode generator: generator is not JSON"),
+        (lambda: {"raw": b"bytes"}, "cannot encode dict: bytes is not JSON"),
+        (lambda: 1 + 2j, "cannot encode complex: complex is not JSON"),
+        (lambda: range(3), "cannot encode range: range is not JSON"),
+        (lambda: float("nan"), "cannot encode float: Out of range float values"),
+        (lambda: {"a": float("inf")}, "cannot encode dict: Out of range float values"),
+        (lambda: {(1, 2): "a"}, "cannot encode dict: keys must be str"),
+        (lambda: {ONE: "a"}, "cannot encode dict: keys must be str"),
+        (lambda: circular(), "cannot encode list: Circular reference detected"),
+        (lambda: deep(), "cannot encode list: it is nested too deeply"),
+        (lambda: "\ud800", "cannot encode str: not valid Unicode"),
+        (lambda: {"a": "\udfff"}, "cannot encode dict: not valid Unicode"),
+        (lambda: Customer, "cannot encode ModelMetaclass"),
+        (lambda: Order, "cannot encode type: type is not JSON"),
+        (lambda: ValueError("no"), "cannot encode ValueError: ValueError is not JSON"),
+    ],
+)
+def test_a_body_that_is_no_message_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(CannotEncode, match=message):
+        encode(make())
+
+
+def test_a_forgotten_await_is_named() -> None:
+    async def fetch() -> None: ...
+
+    body = fetch()
+    with pytest.raises(CannotEncode, match="coroutine was never awaited; did you forget await"):
+        compose(body, "orders")
+    body.close()
+
+
+def test_a_composed_message_is_ready_for_a_store() -> None:
+    message = compose(
+        {"a": 1},
+        "orders",
+        headers={"tenant": "t1"},
+        correlation_id="c1",
+        reply_to="answers",
+        message_id=ONE,
+        key="k",
+        priority=-5,
+        activate_in=timedelta(seconds=1.5),
+        timer_id="t",
+        timer_conflict="replace",
+    )
+
+    assert message.message_id == ONE
+    assert message.queue == "orders"
+    assert message.payload == b'{"a":1}'
+    assert json.loads(message.headers) == {
+        "tenant": "t1",
+        "content-type": "application/json",
+        "correlation_id": "c1",
+        "reply_to": "answers",
+    }
+    assert (message.key, message.priority) == ("k", -5)
+    assert (message.delay, message.available_at) == (1.5, None)
+    assert (message.timer_id, message.timer_conflict) == ("t", "replace")
+
+
+def test_nothing_needs_to_be_said_but_body_and_queue() -> None:
+    message = compose(b"a", "orders")
+
+    assert json.loads(message.headers) == {"correlation_id": str(message.message_id)}
+    assert (message.key, message.priority, message.timer_id) == (None, 0, None)
+    assert (message.delay, message.available_at, message.timer_conflict) == (None, None, "ignore")
+
+
+def test_the_same_call_makes_the_same_bytes() -> None:
+    def once() -> object:
+        return compose({"b": 1, "a": [NOON]}, "orders", headers={"z": "1", "a": "2"}, message_id=ONE)
+
+    assert once() == once()
+
+
+def test_a_message_id_may_be_text() -> None:
+    assert compose("a", "orders", message_id=str(ONE)).message_id == ONE
+
+
+def test_the_content_type_is_the_encoders_to_say() -> None:
+    text = compose("a", "orders", headers={"content-type": "application/xml"})
+    raw = compose(b"a", "orders", headers={"content-type": "application/xml"})
+
+    assert json.loads(text.headers)["content-type"] == "text/plain"
+    assert json.loads(raw.headers)["content-type"] == "application/xml"
+
+
+def test_what_a_framework_encoded_is_taken_as_it_is() -> None:
+    message = compose(object(), "orders", encoded=(b"\x01", "application/avro"))
+
+    assert message.payload == b"\x01"
+    assert json.loads(message.headers)["content-type"] == "application/avro"
+
+
+def test_without_a_timer_id_there_is_no_timer_conflict() -> None:
+    assert compose("a", "orders", timer_conflict="replace").timer_conflict == "ignore"
+
+
+def test_an_instant_is_kept_in_utc() -> None:
+    message = compose("a", "orders", activate_at=datetime(2026, 1, 1, 14, tzinfo=timezone(timedelta(hours=2))))
+
+    assert message.available_at == NOON
+    assert message.available_at.utcoffset() == timedelta(0)
+    assert message.delay is None
+
+
+@pytest.mark.parametrize("priority", [-32_768, 0, 32_767])
+def test_every_smallint_is_a_priority(priority: int) -> None:
+    assert compose("a", "orders", priority=priority).priority == priority
+
+
+@pytest.mark.parametrize("name", ["o", "q" * 255, "Ümläut", "with space", "a/b.c:d-e_f", "🚲" * 255, "%s", "'\""])
+def test_a_printable_name_is_a_name(name: str) -> None:
+    message = compose("a", name, key=name, timer_id=name, correlation_id=name, reply_to=name)
+
+    assert (message.queue, message.key, message.timer_id) == (name, name, name)
+
+
+def test_64_headers_are_not_too_many() -> None:
+    assert len(json.loads(compose(b"", "orders", headers={f"h{n}": "" for n in range(63)}).headers)) == 64
+
+
+@pytest.mark.parametrize("name", ["a", "X-Tenant", "traceparent", "content-type", "a_b", "!#$%&'*+-.^_`|~9"])
+def test_a_token_is_a_header_name(name: str) -> None:
+    assert name in json.loads(compose(b"", "orders", headers={name: "1"}).headers)
+
+
+BAD: list[tuple[dict[str, Any], type[OutboxError], str]] = [
+    ({"queue": ""}, InvalidMessage, "queue must not be empty, got ''"),
+    ({"queue": "   "}, InvalidMessage, "queue must not be blank, got '   '"),
+    ({"queue": "q" * 256}, InvalidMessage, "queue must be at most 255 characters, got 256: 'qqq"),
+    ({"queue": "a\nb"}, InvalidMessage, r"queue must not contain control characters, got U\+000A at 1 in 'a\\nb'"),
+    ({"queue": "a\x00"}, InvalidMessage, r"queue must not contain control characters, got U\+0000 at 1"),
+    ({"queue": "\x7fa"}, InvalidMessage, r"queue must not contain control characters, got U\+007F at 0"),
+    ({"queue": "a\ud800"}, InvalidMessage, "queue must be valid Unicode, got a lone surrogate at 1"),
+    ({"queue": None}, WrongType, "queue must be a str, got NoneType"),
+    ({"queue": 5}, WrongType, "queue must be a str, got int"),
+    ({"queue": b"orders"}, WrongType, "queue must be a str, got bytes"),
+    ({"queue": ["orders"]}, WrongType, "queue must be a str, got list"),
+    ({"key": ""}, InvalidMessage, "key must not be empty, got ''"),
+    ({"key": "\t"}, InvalidMessage, "key must not be blank"),
+    ({"key": "k" * 256}, InvalidMessage, "key must be at most 255 characters, got 256"),
+    ({"key": "a\x00b"}, InvalidMessage, "key must not contain control characters"),
+    ({"key": "\udcff"}, InvalidMessage, "key must be valid Unicode"),
+    ({"key": 7}, WrongType, "key must be a str, got int"),
+    ({"key": ONE}, WrongType, "key must be a str, got UUID"),
+    ({"timer_id": ""}, InvalidMessage, "timer_id must not be empty"),
+    ({"timer_id": "t" * 300}, InvalidMessage, "timer_id must be at most 255 characters, got 300"),
+    ({"timer_id": "a\r"}, InvalidMessage, "timer_id must not contain control characters"),
+    ({"timer_id": 1}, WrongType, "timer_id must be a str, got int"),
+    (
+        {"timer_id": "t", "timer_conflict": "drop"},
+        InvalidMessage,
+        "timer_conflict must be 'ignore', 'extend' or 'replace'",
+    ),
+    ({"timer_id": "t", "timer_conflict": None}, InvalidMessage, "timer_conflict must be .*, got None"),
+    ({"message_id": "not-a-uuid"}, InvalidMessage, "message_id must be a UUID, got 'not-a-uuid'"),
+    ({"message_id": ""}, InvalidMessage, "message_id must be a UUID, got ''"),
+    ({"message_id": 5}, WrongType, "message_id must be a UUID, got int"),
+    ({"message_id": ONE.bytes}, WrongType, "message_id must be a UUID, got bytes"),
+    ({"priority": 32_768}, InvalidMessage, "priority must be between -32768 and 32767, got 32768"),
+    ({"priority": -32_769}, InvalidMessage, "priority must be between -32768 and 32767, got -32769"),
+    ({"priority": "high"}, WrongType, "priority must be an int, got str"),
+    ({"priority": 1.0}, WrongType, "priority must be an int, got float"),
+    ({"priority": True}, WrongType, "priority must be an int, got bool"),
+    ({"priority": None}, WrongType, "priority must be an int, got NoneType"),
+    ({"activate_in": 5}, WrongType, "activate_in must be a timedelta, got int; pass timedelta"),
+    ({"activate_in": timedelta(seconds=-1)}, InvalidMessage, "activate_in must be between 0 and 3660 days"),
+    ({"activate_in": timedelta(days=3_661)}, InvalidMessage, "activate_in must be between 0 and 3660 days"),
+    ({"activate_in": timedelta.max}, InvalidMessage, "activate_in must be between 0 and 3660 days"),
+    ({"activate_at": "2026-01-01"}, WrongType, "activate_at must be a datetime, got str"),
+    ({"activate_at": 1_700_000_000}, WrongType, "activate_at must be a datetime, got int"),
+    ({"activate_at": date(2026, 1, 1)}, WrongType, "activate_at must be a datetime, got date"),
+    (
+        {"activate_at": datetime(2026, 1, 1)},  # noqa: DTZ001  what is refused
+        InvalidMessage,
+        "activate_at must be timezone-aware, got .*; pass datetime.now",
+    ),
+    ({"activate_at": datetime(2999, 1, 1, tzinfo=UTC)}, InvalidMessage, "activate_at must be at most 3660 days ahead"),
+    (
+        {"activate_at": datetime.max.replace(tzinfo=timezone(-timedelta(hours=1)))},
+        InvalidMessage,
+        "activate_at must be at most 3660 days ahead",
+    ),
+    (
+        {"activate_at": datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))},
+        InvalidMessage,
+        "activate_at must not be before 1970",
+    ),
+    (
+        {"activate_at": datetime(1969, 12, 31, tzinfo=UTC)},
+        InvalidMessage,
+        "activate_at must not be before 1970, got .*; leave it out",
+    ),
+    (
+        {"activate_in": timedelta(1), "activate_at": NOON},
+        InvalidMessage,
+        "activate_in and activate_at exclude each other; pass one",
+    ),
+    ({"correlation_id": " "}, InvalidMessage, "correlation_id must not be blank"),
+    ({"correlation_id": "c" * 256}, InvalidMessage, "correlation_id must be at most 255 characters"),
+    ({"correlation_id": "a\nb"}, InvalidMessage, "correlation_id must not contain control characters"),
+    ({"correlation_id": ONE}, WrongType, "correlation_id must be a str, got UUID"),
+    ({"reply_to": "r" * 256}, InvalidMessage, "reply_to must be at most 255 characters"),
+    ({"reply_to": "\x01"}, InvalidMessage, "reply_to must not contain control characters"),
+    ({"reply_to": 5}, WrongType, "reply_to must be a str, got int"),
+    ({"headers": [("a", "1")]}, WrongType, "headers must be a mapping of str to str, got list"),
+    ({"headers": "a=1"}, WrongType, "headers must be a mapping of str to str, got str"),
+    ({"headers": {1: "a"}}, WrongType, "header names must be str, got int"),
+    ({"headers": {b"a": "1"}}, WrongType, "header names must be str, got bytes"),
+    ({"headers": {"": "a"}}, InvalidMessage, r"header names must be tokens \(RFC 9110\), got ''"),
+    ({"headers": {"a b": "1"}}, InvalidMessage, "header names must be tokens .*, got 'a b'"),
+    ({"headers": {"a:": "1"}}, InvalidMessage, "header names must be tokens"),
+    ({"headers": {"ü": "1"}}, InvalidMessage, "header names must be tokens"),
+    ({"headers": {"a\n": "1"}}, InvalidMessage, "header names must be tokens"),
+    ({"headers": {"a": 1}}, WrongType, r"header 'a' must be a str, got int; convert it with str\(\)"),
+    ({"headers": {"a": None}}, WrongType, "header 'a' must be a str, got NoneType"),
+    ({"headers": {"a": b"1"}}, WrongType, "header 'a' must be a str, got bytes"),
+    ({"headers": {"a": "1\r\nSet-Cookie: x"}}, InvalidMessage, "header 'a' must not contain control characters"),
+    ({"headers": {"a": "\x00"}}, InvalidMessage, "header 'a' must not contain control characters"),
+    ({"headers": {"a": "\ud800"}}, InvalidMessage, "header 'a' must be valid Unicode"),
+    (
+        {"headers": {f"h{n}": "" for n in range(63)}},
+        InvalidMessage,
+        "headers must be at most 64 and 8192 .*, got 65 of",
+    ),
+    (
+        {"headers": {"a": "x" * 8_192}},
+        InvalidMessage,
+        "headers must be at most 64 and 8192 .*; put large values into the body",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
+def test_a_bad_argument_is_refused_by_name(arguments: dict[str, Any], error: type[OutboxError], message: str) -> None:
+    with pytest.raises(OutboxError, match=message) as refused:
+        compose("body", **{"queue": "orders", **arguments})
+
+    assert type(refused.value) is error
+    assert isinstance(refused.value, TypeError if error is WrongType else ValueError)
+
+
+def test_a_wrong_type_carries_argument_and_value() -> None:
+    with pytest.raises(WrongType) as refused:
+        compose("body", "orders", priority="high")  # type: ignore[arg-type]  # what is refused
+
+    assert (refused.value.argument, refused.value.value) == ("priority", "high")
+
+
+def test_a_long_name_is_not_repeated_whole() -> None:
+    with pytest.raises(InvalidMessage) as refused:
+        check_queue("q" * 100_000)
+
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("seconds", "checked"),
+    [(0, 0.0), (5, 5.0), (1.5, 1.5), (timedelta(minutes=1), 60.0), (3_660 * 86_400, 316_224_000.0)],
+)
+def test_a_delay_is_seconds_or_a_timedelta(seconds: float | timedelta, checked: float) -> None:
+    assert check_delay("delay", seconds) == checked
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"),
+    [
+        (-1, InvalidMessage),
+        (float("nan"), InvalidMessage),
+        (float("inf"), InvalidMessage),
+        (316_224_001, InvalidMessage),
+        (timedelta(seconds=-1), InvalidMessage),
+        ("5", WrongType),
+        (None, WrongType),
+        (True, WrongType),
+    ],
+)
+def test_a_bad_delay_is_refused(seconds: Any, error: type[OutboxError]) -> None:
+    with pytest.raises(error, match="delay must be"):
+        check_delay("delay", seconds)
+
+
+def test_message_ids_are_of_version_7() -> None:
+    id = new_message_id()
+
+    assert id.version == 7
+    assert id.variant == "specified in RFC 4122"
+
+
+def test_message_ids_of_later_milliseconds_are_greater() -> None:
+    ids = [new_message_id()]
+    while len(ids) < 20:
+        if (id := new_message_id()).int >> 80 > ids[-1].int >> 80:
+            ids.append(id)
+
+    assert ids == sorted(ids)
+
+
+def test_a_message_id_tells_when_it_was_made() -> None:
+    before = datetime.now(UTC).timestamp()
+    made = (new_message_id().int >> 80) / 1_000
+
+    assert before - 0.002 <= made <= datetime.now(UTC).timestamp() + 0.002
+
+
+def test_message_ids_of_one_moment_are_different() -> None:
+    assert len({new_message_id() for _ in range(10_000)}) == 10_000
+
+
+@pytest.mark.parametrize("conflict", ["ignore", "extend", "replace"])
+def test_every_timer_conflict_is_taken(conflict: Literal["ignore", "extend", "replace"]) -> None:
+    assert compose("a", "orders", timer_id="t", timer_conflict=conflict).timer_conflict == conflict

@@ -1,0 +1,147 @@
+"""How much a consumer holds in advance, and how its slots behave; on the store in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from time import perf_counter
+
+import pytest
+
+from outbox_core.envelope import compose
+from outbox_core.memory import MemoryStore
+from outbox_core.message import Delivery
+from outbox_core.options import ConsumerOptions, SubscriberOptions
+from outbox_core.slots import MAX_AHEAD, Consumer
+from outbox_core.worker import Worker
+from tests.contract.harness import until
+
+
+async def ignore(deliveries: Sequence[Delivery]) -> None: ...
+
+
+@asynccontextmanager
+async def working(store: MemoryStore, consumer: Consumer) -> AsyncIterator[Worker]:
+    worker = Worker(store)
+    await worker.start()
+    worker.add(consumer)
+    try:
+        yield worker
+    finally:
+        await worker.stop(timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "room"),
+    [
+        ({}, 1),
+        ({"max_workers": 7}, 7),
+        ({"batch": True, "max_records": 50}, 50),
+        ({"batch": True, "max_records": 50, "max_workers": 3}, 150),
+        ({"prefetch": 20}, 20),
+        ({"prefetch": 2, "max_workers": 5}, 2),
+    ],
+)
+def test_a_fresh_consumer_has_room_for_its_idle_slots_or_its_prefetch(options: SubscriberOptions, room: int) -> None:
+    consumer = Consumer(ConsumerOptions.of("orders", options), ignore)
+
+    assert consumer.room() == room
+    assert consumer.wants_more()
+    assert consumer.in_hand == 0
+
+
+async def test_fast_handlers_are_given_many_in_advance() -> None:
+    store = MemoryStore()
+    consumer = Consumer(ConsumerOptions.of("orders", {"max_workers": 2}), ignore)
+    await store.insert([compose("", "orders") for _ in range(50)], None)
+
+    async with working(store, consumer):
+        await until(lambda: consumer.completed == 50)
+
+        assert consumer.room() == MAX_AHEAD + 2
+
+
+async def test_slow_handlers_are_given_hardly_more_than_they_can_start() -> None:
+    store = MemoryStore()
+
+    async def handle(deliveries: Sequence[Delivery]) -> None:
+        await asyncio.sleep(0.06)
+
+    consumer = Consumer(ConsumerOptions.of("orders", {"max_workers": 1}), handle)
+    await store.insert([compose("", "orders") for _ in range(2)], None)
+
+    async with working(store, consumer):
+        await until(lambda: consumer.completed == 2)
+
+        assert 1 <= consumer.room() <= 2
+
+
+async def test_stuck_slots_are_given_nothing_in_advance() -> None:
+    store = MemoryStore()
+
+    async def handle(deliveries: Sequence[Delivery]) -> None:
+        if deliveries[0].payload == b"slow":
+            await asyncio.Event().wait()
+
+    consumer = Consumer(ConsumerOptions.of("orders", {}), handle)
+    await store.insert([compose(body, "orders") for body in ["", "", "slow"]], None)
+
+    async with working(store, consumer):
+        await until(lambda: consumer.room() == 0)
+
+        assert not consumer.wants_more()
+
+
+async def test_a_stopping_consumer_has_no_room() -> None:
+    store = MemoryStore()
+    consumer = Consumer(ConsumerOptions.of("orders", {"max_workers": 3}), ignore)
+
+    async with working(store, consumer):
+        assert consumer.room() == 3
+        consumer.halt()
+
+        assert consumer.room() == 0
+        assert not consumer.wants_more()
+
+
+async def test_a_handler_that_never_waits_lets_others_have_the_loop() -> None:
+    store = MemoryStore()
+    turns = 0
+
+    async def busy(deliveries: Sequence[Delivery]) -> None:
+        end = perf_counter() + 0.001
+        while perf_counter() < end:
+            pass
+
+    consumer = Consumer(ConsumerOptions.of("orders", {"prefetch": 200}), busy)
+    await store.insert([compose("", "orders") for _ in range(100)], None)
+    async with working(store, consumer):
+        while consumer.completed < 100:
+            await asyncio.sleep(0)
+            turns += consumer.completed > 0
+
+    assert turns >= 10
+
+
+async def test_each_slot_enters_its_context_once_and_leaves_it_at_the_end() -> None:
+    store = MemoryStore()
+    entered, left, inside = [], [], []
+
+    @asynccontextmanager
+    async def context() -> AsyncIterator[None]:
+        entered.append(asyncio.current_task())
+        yield
+        left.append(asyncio.current_task())
+
+    async def handle(deliveries: Sequence[Delivery]) -> None:
+        inside.append(asyncio.current_task())
+
+    consumer = Consumer(ConsumerOptions.of("orders", {"max_workers": 3}), handle, context=context)
+    await store.insert([compose("", "orders") for _ in range(30)], None)
+
+    async with working(store, consumer):
+        await until(lambda: consumer.completed == 30)
+        assert left == []
+
+    assert len(set(entered)) == len(entered) == 3
+    assert set(left) == set(entered)
+    assert set(inside) <= set(entered)
