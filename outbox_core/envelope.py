@@ -159,6 +159,11 @@ def check_queue(queue: object) -> str:
     return _check_name("queue", queue)
 
 
+def check_timer_id(timer_id: object) -> str:
+    """*timer_id* if it is a usable one: the same rules as for a queue."""
+    return _check_name("timer_id", timer_id)
+
+
 def _check_name(what: str, value: object) -> str:
     if not isinstance(value, str):
         raise WrongType(what, "a str", value)

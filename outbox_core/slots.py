@@ -54,9 +54,17 @@ class Isolation:
     def running(self) -> int:
         return self._running
 
-    async def enter(self) -> None:
+    @property
+    def closed(self) -> bool:
+        """Whether a suspect keeps the others waiting."""
+        return not self._gate.is_set()
+
+    async def opened(self) -> None:
         while not self._gate.is_set():
             await self._gate.wait()
+
+    def enter(self) -> None:
+        """Count one more that runs beside others; not while it is closed."""
         self._running += 1
         self._idle.clear()
 
@@ -283,14 +291,17 @@ class Consumer:
     async def _deliver(self, batch: list[Delivery]) -> None:
         if self._settler.leases_unwatched():
             await self._settler.catch_up()
+            batch = self._still_startable(batch)
         startable = [delivery for delivery in batch if self._may_start(delivery)]
         suspects = [delivery for delivery in startable if delivery.suspect]
         normal = [delivery for delivery in startable if not delivery.suspect] if suspects else startable
+        if normal and self._isolation.closed:
+            await self._isolation.opened()
+            normal = self._still_startable(normal)
         if normal:
-            await self._isolation.enter()
+            self._isolation.enter()
             try:
-                if ready := self._still_startable(normal):
-                    await self._run(ready)
+                await self._run(normal)
             finally:
                 self._isolation.leave()
         for suspect in suspects:

@@ -126,8 +126,7 @@ class Worker:
 
     async def _drain(self, consumer: Consumer, timeout: float) -> None:
         self._claimer.remove(consumer)
-        if released := consumer.halt():
-            await self._write_the_rest()
+        if (released := consumer.halt()) and await self._drained():
             await self._tell_others(consumer.options.queues)
         more, cut = await consumer.stop(timeout)
         if cut:
@@ -170,14 +169,15 @@ class Worker:
                 return
 
     async def _write_the_rest(self) -> None:
-        """Within a few seconds, of which an outage that has already lasted may take most."""
-        patience = max(1.0, SETTLE_TIMEOUT - self._settles.down_for)
-        if not await _within(patience, self._settler.drained()):
+        if not await self._drained():
             logger.warning(
-                "%d outcomes could not be written in %g s; these messages will be delivered again",
+                "%d outcomes could not be written in time; these messages will be delivered again",
                 self._settler.unsettled,
-                patience,
             )
+
+    async def _drained(self) -> bool:
+        """Whether all outcomes could be written in a few seconds, to which an outage's past counts."""
+        return await _within(max(1.0, SETTLE_TIMEOUT - self._settles.down_for), self._settler.drained())
 
     # Health
 

@@ -52,7 +52,9 @@ def connection_of(session: Session | Connection) -> Connection:
     try:
         return _usable(session.connection())
     except UnboundExecutionError as error:
-        raise NoTransaction(f"the session is bound to no engine: {error}") from error
+        raise NoTransaction(
+            f"the session is bound to no engine: {error}; if it has one for each table, pass its connection instead"
+        ) from error
     except (InvalidRequestError, ResourceClosedError) as error:
         raise NoTransaction(f"the session cannot be used, so nothing was published: {error}") from error
 

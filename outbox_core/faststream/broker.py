@@ -17,7 +17,7 @@ from faststream.middlewares import AckPolicy
 from faststream.response import PublishType
 from faststream.specification.schema import BrokerSpec
 
-from outbox_core.envelope import check_queue
+from outbox_core.envelope import check_queue, check_timer_id
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch, WrongType
 from outbox_core.events import Observer
 from outbox_core.faststream._compat import EMPTY, BrokerUsecase, ContextRepo, FastDependsConfig
@@ -169,7 +169,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
                 await worker.start()
             await super().start()
         except BaseException:  # nothing goes on behind a start that failed
-            await self.stop()
+            if not self.running:
+                await self.stop()
             raise
 
     async def stop(self, exc_type: Any = None, exc_val: Any = None, exc_tb: Any = None) -> None:
@@ -297,7 +298,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
 
     async def cancel_timer(self, *, queue: str, timer_id: str, session: object | None = None) -> bool:
         """Delete a live timer that no worker has leased; say whether there was one."""
-        return await self.store.cancel_timer(check_queue(queue), timer_id, session)
+        return await self.store.cancel_timer(check_queue(queue), check_timer_id(timer_id), session)
 
     async def fetch_unprocessed(
         self, session: object | None = None, queue: str | None = None, limit: int = 1_000
@@ -320,7 +321,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         """
         return await self.store.redrive(
             queue=_checked_filter(queue),
-            ids=ids,
+            ids=_checked_ids(ids),
             reason=reason,
             limit=None if limit is None else _checked_limit(limit),
             dry_run=dry_run,
@@ -382,6 +383,13 @@ def _refuse_for_batches(options: PublishOptions) -> None:
 
 def _checked_filter(queue: str | None) -> str | None:
     return None if queue is None else check_queue(queue)
+
+
+def _checked_ids(ids: Sequence[int] | None) -> Sequence[int] | None:
+    for id in ids or ():
+        if isinstance(id, bool) or not isinstance(id, int):
+            raise WrongType("ids", "the ids of dead letters", id)
+    return ids
 
 
 def _checked_limit(limit: int) -> int:

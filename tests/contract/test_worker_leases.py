@@ -64,7 +64,7 @@ async def test_the_shortest_lease_decides_how_often_leases_are_extended(outbox: 
     assert started == ["slow"]
 
 
-@pytest.mark.parametrize("outbox", ["memory", "asyncpg"], indirect=True)
+@pytest.mark.parametrize("outbox", ["memory"], indirect=True)
 async def test_what_waits_behind_a_slow_handler_goes_to_another_worker(outbox: Outbox, work: Work) -> None:
     stuck, handled = asyncio.Event(), []
     await outbox.publish(*(compose(body, "orders") for body in [*["quick"] * 20, "slow", *["behind"] * 5]))

@@ -8,7 +8,8 @@ from outbox_core.slots import Isolation
 
 
 async def enters(isolation: Isolation) -> None:
-    await isolation.enter()
+    await isolation.opened()
+    isolation.enter()
     isolation.leave()
 
 
@@ -33,7 +34,8 @@ async def test_a_suspect_does_not_wait_for_handlers_that_have_ended_beside_a_slo
 
 async def test_a_suspect_that_is_cancelled_while_it_waits_lets_the_others_go_on() -> None:
     isolation = Isolation(patience=60.0)
-    await isolation.enter()
+    await isolation.opened()
+    isolation.enter()
     waiting = asyncio.create_task(isolation.alone().__aenter__())
     await asyncio.sleep(0)
     waiting.cancel()
@@ -64,7 +66,8 @@ async def test_two_suspects_never_run_at_once() -> None:
 async def test_a_suspect_waits_for_those_that_run(others: int) -> None:
     isolation = Isolation(patience=60.0)
     for _ in range(others):
-        await isolation.enter()
+        await isolation.opened()
+        isolation.enter()
     alone = asyncio.create_task(isolation.alone().__aenter__())
 
     for _ in range(others):

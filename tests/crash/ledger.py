@@ -7,6 +7,7 @@ Moments are `time.monotonic()`, which is one clock for all processes of a machin
 import os
 import sqlite3
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -23,6 +24,15 @@ class Run:
     ended: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One claim of one message."""
+
+    message: int
+    pid: int
+    moment: float
+
+
 class Ledger:
     """One process's view of the file."""
 
@@ -33,6 +43,8 @@ class Ledger:
         self._connection.execute(
             "CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, message INT, pid INT, delivery INT, begun, ended)"
         )
+
+        self._connection.execute("CREATE TABLE IF NOT EXISTS claims (message INT, pid INT, moment)")
 
     def close(self) -> None:
         self._connection.close()
@@ -47,6 +59,15 @@ class Ledger:
 
     def end(self, run: int) -> None:
         self._connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (monotonic(), run))
+
+    def claim(self, messages: Iterable[int]) -> None:
+        rows = [(message, os.getpid(), monotonic()) for message in messages]
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany("INSERT INTO claims VALUES (?, ?, ?)", rows)
+
+    def claims(self) -> list[Claim]:
+        return [Claim(*row) for row in self._connection.execute("SELECT message, pid, moment FROM claims")]
 
     def runs(self, *messages: int) -> list[Run]:
         """All runs in the order of their begin, or those of *messages*."""

@@ -67,11 +67,12 @@ class MortalExecutor(SqlAlchemyExecutor):
         return rows
 
 
-class MortalLink:
-    """Dies with fresh leases, or with outcomes that are not written."""
+class WatchedLink:
+    """Writes down what is claimed. May die with fresh leases, or with outcomes that are not written."""
 
-    def __init__(self, link: Link, dies: str) -> None:
+    def __init__(self, link: Link, ledger: Ledger, dies: str | None) -> None:
         self._link = link
+        self._ledger = ledger
         self._dies = dies
 
     def __getattr__(self, name: str) -> Any:
@@ -79,6 +80,7 @@ class MortalLink:
 
     async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
         deliveries = await self._link.claim(wants, total=total, lease=lease)
+        self._ledger.claim(int(delivery.payload) for delivery in deliveries)
         if deliveries and self._dies == "claimed":
             die()
         return deliveries
@@ -89,29 +91,26 @@ class MortalLink:
         return await self._link.settle(settlements, worker=worker)
 
 
-class MortalStore(SqlAlchemyStore):
-    """A store whose links die at one point."""
+class WatchedStore(SqlAlchemyStore):
+    """A store that writes down what is claimed, and may die at one point."""
 
-    dies: str
+    ledger: Ledger
+    dies: str | None
 
     async def open(self) -> SqlAlchemyExecutor:
         executor = await super().open()
         return MortalExecutor(executor._connection) if self.dies == "settling" else executor
 
     async def connect(self) -> Any:
-        return MortalLink(await super().connect(), self.dies)
+        return WatchedLink(await super().connect(), self.ledger, self.dies)
 
 
 def make_app(orders: Orders) -> FastStream:
-    tables = names_of(make_outbox_tables(MetaData()))
     engine = create_async_engine(orders.url)
-    if orders.dies is None:
-        store = SqlAlchemyStore(engine, tables)
-    else:
-        store = MortalStore(engine, tables)
-        store.dies = orders.dies
+    store = WatchedStore(engine, names_of(make_outbox_tables(MetaData())))
+    store.ledger = ledger = Ledger(Path(orders.ledger))
+    store.dies = orders.dies
     broker = OutboxBroker(store, logger=None)
-    ledger = Ledger(Path(orders.ledger))
     retry = ConstantRetry(delay_seconds=orders.retry)
     failed: set[int] = set()
 

@@ -10,6 +10,7 @@ import pytest
 from faststream import FastStream
 from faststream.exceptions import FeatureNotSupportedException, StopApplication, StopConsume
 
+from outbox_core.errors import OptionError
 from outbox_core.events import Event, WorkerStarted, WorkerStopped
 from outbox_core.retry import ConstantRetry
 from outbox_sqlalchemy import OutboxBroker, OutboxMessage
@@ -344,3 +345,22 @@ async def test_the_log_context_is_in_the_context(place: Place) -> None:
     await broker.publish(1, "orders", message_id="0190163d-8694-739b-aea5-966c26f8ad91")
     async with running(broker):
         await until(lambda: got, [{"queue": "orders", "message_id": "0190163d-8694-739b-aea5-966c26f8ad91"}])
+
+
+async def test_a_second_start_that_fails_leaves_the_running_broker_alone(place: Place) -> None:
+    broker = place.broker()
+    got: list[int] = []
+
+    @broker.subscriber("orders")
+    async def handle(body: int) -> None:
+        got.append(body)
+
+    async with running(broker):
+
+        @broker.subscriber("orders")
+        async def conflicting(body: int) -> None: ...
+
+        with pytest.raises(OptionError, match=r"^queue 'orders' has two subscribers"):
+            await broker.start()
+        await broker.publish(1, "orders")
+        await until(lambda: got, [1])

@@ -861,6 +861,18 @@ async def test_an_age_that_is_no_timedelta_is_refused(either: Place) -> None:
         await either.broker().purge_dead_letters(timedelta(days=-1))
 
 
+async def test_ids_that_are_no_ids_are_refused(either: Place) -> None:
+    for ids in ("12", ["1"], [True], [1.5]):
+        with pytest.raises(WrongType, match=r"^ids must be the ids of dead letters, got "):
+            await either.broker().redrive(ids=ids)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("timer_id", ["", " ", 7, None, "a\n"])
+async def test_a_bad_timer_id_is_refused(either: Place, timer_id: Any) -> None:
+    with pytest.raises((InvalidMessage, WrongType), match=r"^timer_id must "):
+        await either.broker().cancel_timer(queue="orders", timer_id=timer_id)
+
+
 @pytest.mark.parametrize("queue", ["", 7, "a\x00"])
 async def test_a_bad_queue_is_refused_by_every_operation(either: Place, queue: Any) -> None:
     broker = either.broker()
