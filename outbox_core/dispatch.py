@@ -53,7 +53,7 @@ def refuse(delivery: Delivery, options: ConsumerOptions) -> Outcome | None:
     """The outcome of a delivery whose handler must not start again, or None to let it start."""
     if options.max_deliveries is None or delivery.deliveries < options.max_deliveries:
         return None
-    return DeadLetter("max_deliveries", f"its handler was started {delivery.deliveries} times and never settled it")
+    return DeadLetter("max_deliveries", f"its handler was started {delivery.deliveries} times, which is the limit")
 
 
 def _after_failure(

@@ -327,11 +327,14 @@ class MemoryLink:
         now = self._store._clock()
         rows = [row for row in self._store._rows.values() if row.message.queue in queues]
         bands = sorted({(row.message.queue, -row.message.priority) for row in rows})
-        dues = [row.due_at for row in rows if row.token is None and row.due_at > now - timedelta(seconds=1)]
+        paused = frozenset(self._store._paused.intersection(queues))
+        recently = now - timedelta(seconds=1)
+        waiting = [row for row in rows if row.token is None and row.message.queue not in paused]
+        dues = [row.due_at for row in waiting if row.due_at > recently]
         return Survey(
             bands=tuple(Band(queue, -priority) for queue, priority in bands),
             due_in=(min(dues) - now).total_seconds() if dues else None,
-            paused=frozenset(self._store._paused.intersection(queues)),
+            paused=paused,
         )
 
     async def arm(self, queues: Sequence[str]) -> Armed:
@@ -374,8 +377,8 @@ class MemoryLink:
             case Retry(delay, failed):
                 row.token = row.leased_until = None
                 row.due_at = now + timedelta(seconds=delay)
-                row.deliveries += begun
                 if failed:
+                    row.deliveries += begun
                     row.attempts += 1
                     row.first_attempt_at = row.first_attempt_at or now
             case DeadLetter(reason, error):

@@ -40,8 +40,9 @@ class Want:
 class Survey:
     """What lies in the queues, without a lease.
 
-    `bands`: those that have rows. `due_in`: seconds until the next message becomes due, 0 or less if one is, None if
-    nothing is scheduled. `paused`: queues that no worker may claim from.
+    `bands`: those that have rows. `due_in`: seconds until the next message becomes due that no worker has and no pause holds
+    back; negative if one has become due within the last second, None if there is none of either kind. `paused`: queues
+    that no worker may claim from.
     """
 
     bands: tuple[Band, ...]

@@ -5,6 +5,7 @@ one is as good as a pool of fifty.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
 
@@ -189,4 +190,5 @@ def _is_schema_error(error: DBAPIError) -> bool:
 
 def _first_line(error: BaseException) -> str:
     cause = getattr(error, "orig", None) or error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return re.sub(r"^<class '[^']+'>: ", "", line)  # SQLAlchemy 2.0 puts it before asyncpg's own words

@@ -81,11 +81,12 @@ class Dialect(ABC):
         """Rows of `queue, priority or None, seconds until due or None, paused`; see `read_survey`."""
 
     def read_survey(self, rows: Sequence[Row]) -> Survey:
-        dues = [row[2] for row in rows if row[1] is not None and row[2] is not None]
+        paused = frozenset(row[0] for row in rows if row[1] is None and row[3])
+        dues = [row[2] for row in rows if row[1] is not None and row[2] is not None and row[0] not in paused]
         return Survey(
             bands=tuple(Band(row[0], row[1]) for row in rows if row[1] is not None),
             due_in=min(dues, default=None),
-            paused=frozenset(row[0] for row in rows if row[1] is None and row[3]),
+            paused=paused,
         )
 
     @abstractmethod
@@ -173,10 +174,13 @@ class Settlements:
 
 def counts(delivery: Delivery, outcome: Outcome) -> tuple[int, int]:
     """What a settlement adds to `attempts_count` and to `deliveries_count`: a failure, and a start not in the row yet."""
-    if isinstance(outcome, Release) or (isinstance(outcome, DeadLetter) and outcome.reason == "max_deliveries"):
-        return 0, 0
-    failed = isinstance(outcome, DeadLetter) or (isinstance(outcome, Retry) and outcome.failed)
-    return int(failed), int(not delivery.begun)
+    match outcome:
+        case Retry(failed=True):
+            return 1, int(not delivery.begun)
+        case DeadLetter(reason=reason) if reason != "max_deliveries":
+            return 1, int(not delivery.begun)
+        case _:  # acked, given back, snoozed: a message may wait for something as often as it likes
+            return 0, 0
 
 
 def wake_lock(channel: str, queue: str) -> int:

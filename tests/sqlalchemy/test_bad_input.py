@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import math
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from outbox_core.errors import (
 from outbox_core.retry import ConstantRetry
 from outbox_sqlalchemy import OutboxBroker, OutboxRouter, make_outbox_table
 from tests.databases import execute, with_driver
-from tests.places import Place, statements_on
+from tests.places import Place, statements_on, until
 
 
 @dataclass(frozen=True)
@@ -436,7 +437,8 @@ async def test_a_session_of_another_postgresql_database_is_refused(postgres: Pla
             await postgres.broker().publish(1, "orders", session=session)
     await other.dispose()
 
-    here = f"postgresql://{postgres.url.host}:{postgres.url.port}" if postgres.url.port else "postgresql://127.0.0.1"
+    port = f":{postgres.url.port}" if postgres.url.port else ""
+    here = f"postgresql://{postgres.url.host or ''}{port}"
     assert str(caught.value) == (
         f"the session is on {here}/{database.database}, the broker on {here}/{postgres.url.database}; "
         "publish on a session of the broker's database, or make a broker for this one"
@@ -638,8 +640,12 @@ async def test_an_unknown_database_of_a_real_server_is_named(postgres: Place) ->
 
 
 async def test_an_sqlite_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+
     errors = await refusals(create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/nowhere/outbox.db"))
 
+    # aiosqlite does not wait for the thread of a connection that failed, which still calls back into this loop.
+    await until(lambda: set(threading.enumerate()) - before, set())
     assert all("unable to open database file" in str(error) for error in errors)
 
 

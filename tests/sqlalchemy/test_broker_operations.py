@@ -570,11 +570,9 @@ class Wire:
 
     @asynccontextmanager
     async def to(self, place: Place) -> AsyncIterator[AsyncEngine]:
-        host, port = place.url.host or "127.0.0.1", place.url.port or 5432
-
         async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
-                there, back = await asyncio.open_connection(host, port)
+                there, back = await self._connect(place)
                 await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
             finally:
                 writer.close()
@@ -585,7 +583,7 @@ class Wire:
             self._tasks.add(task)
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
-        url = place.async_url.set(host="127.0.0.1", port=server.sockets[0].getsockname()[1])
+        url = place.async_url.set(host="127.0.0.1", port=server.sockets[0].getsockname()[1], query={})
         engine = create_async_engine(url)
         async with server:
             yield engine
@@ -593,6 +591,12 @@ class Wire:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connect(self, place: Place) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        port = place.url.port or 5432
+        if folder := place.url.query.get("host"):
+            return await asyncio.open_unix_connection(f"{folder}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(place.url.host, port)
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
@@ -626,6 +630,7 @@ async def test_ping_of_a_publisher_keeps_to_its_timeout_when_the_database_says_n
     async with wire.to(postgres) as engine:
         broker = OutboxBroker(engine, outbox_table=postgres.tables)
         await broker.start()
+        assert await broker.ping(5)
         wire.stall()
 
         started = monotonic()
