@@ -8,7 +8,7 @@ from tests.crash.fleet import Fleet, Outbox
 @pytest.mark.parametrize("backend", ["asyncpg", "psycopg", "sqlite"], indirect=True)
 def test_four_processes_handle_each_message_exactly_once(fleet: Fleet, outbox: Outbox) -> None:
     for _ in range(4):
-        fleet.start(options={"max_workers": 4})
+        fleet.start(options={"max_workers": 4}, seconds=0.005)
     fleet.started()
     published = range(2_000)
     outbox.publish(*published)

@@ -108,7 +108,7 @@ def test_a_worker_that_is_terminated_while_the_server_is_down_ends_soon_and_lose
         outbox = Outbox.on(url.set(drivername="postgresql+asyncpg"))
         with closing(Fleet(outbox, tmp_path)) as fleet:
             options = {"max_workers": 4, "lease_ttl_seconds": 2.0}
-            leaving = fleet.start(options={**options, "prefetch": 50}, seconds=0.05)
+            leaving = fleet.start(options={**options, "prefetch": 10}, seconds=0.05)
             fleet.started()
             published = range(200)
             outbox.publish(*published)
@@ -126,4 +126,4 @@ def test_a_worker_that_is_terminated_while_the_server_is_down_ends_soon_and_lose
             fleet.report(f"SIGTERM while the server is down: it took {took:.1f} s", published)
             assert code == 0
             assert fleet.ledger.handled() == set(published)
-            assert fleet.ledger.duplicates() <= 20
+            assert fleet.ledger.duplicates() <= 14, "more than it held"
