@@ -9,13 +9,14 @@ itself when its handler never waits.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from time import monotonic, perf_counter
 from typing import TypeAlias
 
 from outbox_core.dispatch import Silence, decide, refuse
 from outbox_core.events import Handled, Observer
+from outbox_core.isolation import Isolation
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import Ack, Outcome, Release, Retry
@@ -32,70 +33,6 @@ UNDECIDED_DELAY = 60.0  # seconds until a message is tried again whose retry str
 BLAME_PATIENCE = 10.0  # seconds that the outcome of a suspect may take into the database, before others go on
 CUT_TIMEOUT = 5.0  # seconds for a cancelled handler to come to its end
 YIELD_EVERY = 0.001  # seconds that handlers which never wait may keep the loop, on which claims and settlements wait
-
-
-class Isolation:
-    """Lets a suspect, whose last owner went away without a word, run alone in the process.
-
-    If it takes the process down, nobody else is to blame. It waits for the others at most *patience* seconds, and holds
-    them and the next suspect up no longer than that: what has run so long without killing anybody is no killer.
-    """
-
-    def __init__(self, patience: float = 30.0) -> None:
-        self._patience = patience
-        self._turn = asyncio.Lock()
-        self._gate = asyncio.Event()
-        self._gate.set()
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    @property
-    def running(self) -> int:
-        return self._running
-
-    @property
-    def closed(self) -> bool:
-        """Whether a suspect keeps the others waiting."""
-        return not self._gate.is_set()
-
-    async def opened(self) -> None:
-        while not self._gate.is_set():
-            await self._gate.wait()
-
-    def enter(self) -> None:
-        """Count one more that runs beside others; not while it is closed."""
-        self._running += 1
-        self._idle.clear()
-
-    def leave(self) -> None:
-        self._running -= 1
-        if not self._running:
-            self._idle.set()
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        await self._turn.acquire()
-        with ExitStack() as turn:  # closed by whatever comes first: the end, or the end of the patience
-            turn.callback(self._turn.release)
-            turn.callback(self._gate.set)
-            self._gate.clear()
-            await self._others_end()
-            self._running += 1
-            self._idle.clear()
-            turn.callback(self.leave)
-            trust = asyncio.get_running_loop().call_later(self._patience, turn.close)
-            try:
-                yield
-            finally:
-                trust.cancel()
-
-    async def _others_end(self) -> None:
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._idle.wait()
-        except TimeoutError:
-            pass
 
 
 class Consumer:

@@ -29,9 +29,10 @@ from outbox_core.events import (
     WorkerStarted,
     WorkerStopped,
 )
+from outbox_core.isolation import Isolation
 from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.settler import Settler
-from outbox_core.slots import Consumer, Isolation
+from outbox_core.slots import Consumer
 from outbox_core.store import Link, Listener, Store
 
 logger = logging.getLogger("outbox")

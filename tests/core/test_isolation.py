@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from outbox_core.slots import Isolation
+from outbox_core.isolation import Isolation
 
 
 async def enters(isolation: Isolation) -> None:

@@ -1,0 +1,69 @@
+"""How a suspect comes to run alone in its process (docs/decisions/0003-who-is-blamed.md)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+
+
+class Isolation:
+    """Lets a suspect, whose last owner went away without a word, run alone in the process.
+
+    If it takes the process down, nobody else is to blame. It waits for the others at most *patience* seconds, and holds
+    them and the next suspect up no longer than that: what has run so long without killing anybody is no killer.
+    """
+
+    def __init__(self, patience: float = 30.0) -> None:
+        self._patience = patience
+        self._turn = asyncio.Lock()
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    @property
+    def closed(self) -> bool:
+        """Whether a suspect keeps the others waiting."""
+        return not self._gate.is_set()
+
+    async def opened(self) -> None:
+        while not self._gate.is_set():
+            await self._gate.wait()
+
+    def enter(self) -> None:
+        """Count one more that runs beside others; not while it is closed."""
+        self._running += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        await self._turn.acquire()
+        with ExitStack() as turn:  # closed by whatever comes first: the end, or the end of the patience
+            turn.callback(self._turn.release)
+            turn.callback(self._gate.set)
+            self._gate.clear()
+            await self._others_end()
+            self._running += 1
+            self._idle.clear()
+            turn.callback(self.leave)
+            trust = asyncio.get_running_loop().call_later(self._patience, turn.close)
+            try:
+                yield
+            finally:
+                trust.cancel()
+
+    async def _others_end(self) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
