@@ -125,5 +125,6 @@ def test_a_worker_that_is_terminated_while_the_server_is_down_ends_soon_and_lose
 
             fleet.report(f"SIGTERM while the server is down: it took {took:.1f} s", published)
             assert code == 0
+            assert took < 10
             assert fleet.ledger.handled() == set(published)
             assert fleet.ledger.duplicates() <= 14, "more than it held"
