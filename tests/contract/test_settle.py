@@ -294,7 +294,7 @@ async def test_a_batch_settles_every_kind_at_once(outbox: Outbox) -> None:
     assert {body: (row.attempts_count, row.deliveries_count, row.leased) for body, row in rows.items()} == {
         "stale": (0, 0, True),
         "retry": (1, 1, False),
-        "snooze": (0, 1, False),
+        "snooze": (0, 0, False),
         "release": (0, 0, False),
     }
     assert {(letter.payload, letter.reason, letter.error) for letter in await outbox.dead_letters()} == {
