@@ -1,6 +1,7 @@
 """Leases under a worker: extended while it lives, taken over when it does not, and suspects on their own."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -45,6 +46,23 @@ async def test_a_handler_slower_than_its_lease_has_its_message_to_itself(outbox:
 
     await until(lambda: all_gone(outbox))
     assert started == ["slow"]
+
+
+async def test_a_worker_does_not_claim_again_what_it_held_while_its_loop_was_blocked(
+    outbox: Outbox, work: Work
+) -> None:
+    started: list[str] = []
+    await outbox.publish(*(compose(body, "orders") for body in ["blocks", "a", "b", "c", "d", "e"]))
+
+    async def handle(delivery: Delivery) -> None:
+        started.append(delivery.payload.decode())
+        if delivery.payload == b"blocks":
+            time.sleep(1.3)  # noqa: ASYNC251  what a careless handler does
+
+    await work(consumer(handle, max_workers=2, lease_ttl_seconds=1.0, max_fetch_interval=0.05))
+
+    await until(lambda: all_gone(outbox))
+    assert sorted(started) == ["a", "b", "blocks", "c", "d", "e"]
 
 
 @pytest.mark.parametrize("outbox", ["memory"], indirect=True)
