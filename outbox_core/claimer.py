@@ -23,6 +23,7 @@ from outbox_core.outcome import Release
 from outbox_core.settler import Settler
 from outbox_core.slots import Consumer
 from outbox_core.store import Armed, Band, Link, Survey, Want
+from outbox_core.waiting import within
 
 logger = logging.getLogger("outbox")
 
@@ -280,12 +281,7 @@ class Claimer:
 
     async def _wait(self, seconds: float) -> bool:
         """Whether somebody called before *seconds* had passed."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await within(seconds, self._wake.wait())
 
 
 async def _survey(queues: Sequence[str], link: Link) -> Survey:

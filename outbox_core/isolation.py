@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
+from outbox_core.waiting import within
+
 
 class Isolation:
     """Lets a suspect, whose last owner went away without a word, run alone in the process.
@@ -35,7 +37,7 @@ class Isolation:
             await self._gate.wait()
 
     def enter(self) -> None:
-        """Count one more that runs beside others; not while it is closed."""
+        """Count one more that runs. While it is closed, only the suspect does."""
         self._running += 1
         self._idle.clear()
 
@@ -51,19 +53,11 @@ class Isolation:
             turn.callback(self._turn.release)
             turn.callback(self._gate.set)
             self._gate.clear()
-            await self._others_end()
-            self._running += 1
-            self._idle.clear()
+            await within(self._patience, self._idle.wait())
+            self.enter()
             turn.callback(self.leave)
             trust = asyncio.get_running_loop().call_later(self._patience, turn.close)
             try:
                 yield
             finally:
                 trust.cancel()
-
-    async def _others_end(self) -> None:
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._idle.wait()
-        except TimeoutError:
-            pass

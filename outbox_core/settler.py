@@ -18,6 +18,7 @@ from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
 from outbox_core.outcome import DeadLetter, Outcome, Retry
 from outbox_core.store import Link, Settlement
+from outbox_core.waiting import within
 
 logger = logging.getLogger("outbox")
 
@@ -163,19 +164,12 @@ class Settler:
         while True:
             await self._work.wait()
             if len(self._outcomes) < self._batch_limit and not self._urgent.is_set():
-                await self._linger()
+                await within(LINGER, self._urgent.wait())
             await self._write_batch()
 
     async def drained(self) -> None:
         """Return when everything that is decided by now is written."""
         await self.written(*self._outcomes)
-
-    async def _linger(self) -> None:
-        try:
-            async with asyncio.timeout(LINGER):
-                await self._urgent.wait()
-        except TimeoutError:
-            pass
 
     async def _write_batch(self) -> None:
         batch = self._next_batch()

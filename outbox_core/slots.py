@@ -21,6 +21,7 @@ from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import Ack, Outcome, Release, Retry
 from outbox_core.settler import Settler
+from outbox_core.waiting import within
 
 logger = logging.getLogger("outbox")
 
@@ -250,15 +251,8 @@ class Consumer:
         async with self._isolation.alone():
             if self._still_startable([suspect]) and await self._settler.begin(suspect):
                 await self._run([suspect])
-                await self._until_written(suspect)
-
-    async def _until_written(self, suspect: Delivery) -> None:
-        """Until its outcome is in the database, the next suspect's crash would be blamed on this one too."""
-        try:
-            async with asyncio.timeout(BLAME_PATIENCE):
-                await self._settler.written(suspect)
-        except TimeoutError:
-            pass
+                # Until its outcome is in the database, the next suspect's crash would be blamed on this one too.
+                await within(BLAME_PATIENCE, self._settler.written(suspect))
 
     def _still_startable(self, batch: list[Delivery]) -> list[Delivery]:
         """Those that may begin after a wait, in which the worker may have been stopped or leases lost."""

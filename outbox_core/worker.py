@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from secrets import token_hex
 from time import monotonic
@@ -34,6 +34,7 @@ from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.settler import Settler
 from outbox_core.slots import Consumer
 from outbox_core.store import Link, Listener, Store
+from outbox_core.waiting import within
 
 logger = logging.getLogger("outbox")
 
@@ -178,7 +179,7 @@ class Worker:
 
     async def _drained(self) -> bool:
         """Whether all outcomes could be written in a few seconds, to which an outage's past counts."""
-        return await _within(max(1.0, SETTLE_TIMEOUT - self._settles.down_for), self._settler.drained())
+        return await within(max(1.0, SETTLE_TIMEOUT - self._settles.down_for), self._settler.drained())
 
     # Health
 
@@ -249,11 +250,7 @@ class Worker:
     async def _pause_listening(self, seconds: float) -> None:
         """Less, if meanwhile another connection works again: then this one may too."""
         self._restored.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._restored.wait()
-        except TimeoutError:
-            pass
+        await within(seconds, self._restored.wait())
 
     async def _listen_once(self) -> str | None:
         """Listen until the connection ends (None), or say why that does not work.
@@ -275,13 +272,13 @@ class Worker:
                 return NO_LISTEN
             while True:
                 await self._settles.call(lambda link: link.notify(proof))
-                if not await _within(PROOF_TIMEOUT, proved.wait()) and not proved.is_set():
+                if not await within(PROOF_TIMEOUT, proved.wait()) and not proved.is_set():
                     return "a notification to itself did not arrive (a pooler in transaction mode swallows LISTEN)"
                 proved.clear()
                 self._listening = True
                 self._listen_tried.set()
                 self._claimer.nudge()
-                if await _within(PROOF_AGAIN, listener.closed()):
+                if await within(PROOF_AGAIN, listener.closed()):
                     return None
         except Exception as error:
             return repr(error)
@@ -308,12 +305,3 @@ class Worker:
 
 async def _notify(payload: str, link: Link) -> None:
     await link.notify(payload)
-
-
-async def _within(seconds: float, what: Awaitable[object]) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await what
-    except TimeoutError:
-        return False
-    return True

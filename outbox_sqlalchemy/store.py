@@ -19,7 +19,6 @@ from outbox_core.errors import (
     NotStarted,
     OptionError,
     SchemaMismatch,
-    UnsupportedDatabase,
     WrongType,
 )
 from outbox_core.schema import Tables
@@ -158,8 +157,6 @@ class SqlAlchemyExecutor:
 def _check_engine(engine: object) -> None:
     if not isinstance(engine, AsyncEngine):
         raise WrongType("engine", "an AsyncEngine", engine, 'use create_async_engine("postgresql+asyncpg://…") for it')
-    if engine.dialect.name not in ("postgresql", "sqlite"):
-        raise UnsupportedDatabase(f"no outbox statements for {engine.dialect.name!r}; supported: postgresql, sqlite")
 
 
 @lru_cache(maxsize=512)

@@ -32,7 +32,6 @@ from outbox_core.faststream.message import decode_batch, decode_body, parse_batc
 from outbox_core.faststream.publisher import ReplyPublisher
 from outbox_core.faststream.replies import HeaderPropagation, Replies
 from outbox_core.message import Delivery
-from outbox_core.options import ConsumerOptions
 from outbox_core.slots import Consumer
 
 
@@ -104,7 +103,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
             self._log(logging.INFO, started, self.get_log_context(None))
         policy = self.ack_policy
         consumer = Consumer(
-            self.options if self.queues == self.options.queues else self._prefixed_options(),
+            replace(self.options, queues=self.queues),
             self._handle,
             silence="retry" if policy is AckPolicy.MANUAL else "ack",
             ack_first=policy is AckPolicy.ACK_FIRST,
@@ -113,9 +112,6 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         worker.add(consumer)
         self._consumer = consumer
         self._post_start()
-
-    def _prefixed_options(self) -> ConsumerOptions:
-        return replace(self.options, queues=self.queues)
 
     async def stop(self) -> None:
         """Drain: give back what has not begun, and wait for the rest up to the broker's `graceful_timeout`."""

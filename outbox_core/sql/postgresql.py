@@ -244,7 +244,7 @@ class PostgreSQL(Dialect):
         return Statement(
             f"""UPDATE {self.outbox} AS message
                 SET leased_until = statement_timestamp() + make_interval(secs => CAST(:lease AS float8))
-                FROM unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[])) AS held (id, token)
+                FROM {self._held}
                 WHERE message.id = held.id AND message.acquired_token = held.token
                 RETURNING message.id""",
             {**_leases(sorted(deliveries, key=lambda delivery: delivery.id)), "lease": lease},
