@@ -1,26 +1,22 @@
 """shared-outbox, as a user would write it."""
 
 import asyncio
+import json
 from time import perf_counter
 from typing import Any
 
 from sqlalchemy import MetaData, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from outbox_sqlalchemy import OutboxBroker, make_outbox_table
-from tests.benchmarks.workloads import Countdown, Result, body, percentile, timed
+from tests.benchmarks.workloads import Countdown, Result, body, empty_tables, percentile, timed, vacuum
 
 metadata = MetaData()
 outbox = make_outbox_table(metadata, "bench_ours")
 
 
 async def prepare(dsn: str) -> AsyncEngine:
-    engine = create_async_engine(dsn, pool_size=20)
-    async with engine.begin() as connection:
-        await connection.run_sync(metadata.drop_all)
-        await connection.run_sync(metadata.create_all)
-        await connection.execute(text("CREATE TABLE IF NOT EXISTS bench_orders (id bigserial PRIMARY KEY, name text)"))
-    return engine
+    return await empty_tables(dsn, metadata)
 
 
 async def publish_one(dsn: str, messages: int) -> Result:
@@ -36,8 +32,6 @@ async def publish_one(dsn: str, messages: int) -> Result:
         await broker.publish(body(number), "orders", session=session)
 
     async def by_hand(session: AsyncSession, number: int) -> None:
-        import json
-
         payload = json.dumps(body(number)).encode()
         await session.execute(hand_written, {"queue": "orders", "payload": payload, "headers": '{"a": "b"}'})
 
@@ -86,7 +80,7 @@ async def drain(dsn: str, messages: int, *, best: bool = False) -> Result:
 
     for start in range(0, messages, 1_000):
         await broker.publish_batch(*[body(n) for n in range(start, min(messages, start + 1_000))], queue="orders")
-    await _vacuum(engine, "bench_ours")
+    await vacuum(engine, "bench_ours")
     async with broker:
         countdown.start()
         await broker.start()
@@ -154,9 +148,3 @@ async def concurrent_publishers(dsn: str, messages: int, *, clients: int, varian
         wall = perf_counter() - started
     await engine.dispose()
     return Result({"tx/s": total // clients * clients / wall})
-
-
-async def _vacuum(engine: AsyncEngine, table: str) -> None:
-    async with engine.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(text(f"VACUUM ANALYZE {table}"))

@@ -5,21 +5,16 @@ from typing import Any
 
 from faststream_outbox import OutboxBroker, make_outbox_table
 from sqlalchemy import MetaData, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from tests.benchmarks.workloads import Countdown, Result, body, timed
+from tests.benchmarks.workloads import Countdown, Result, body, empty_tables, timed, vacuum
 
 metadata = MetaData()
 outbox = make_outbox_table(metadata, "bench_peer")
 
 
 async def prepare(dsn: str) -> AsyncEngine:
-    engine = create_async_engine(dsn, pool_size=20)
-    async with engine.begin() as connection:
-        await connection.run_sync(metadata.drop_all)
-        await connection.run_sync(metadata.create_all)
-        await connection.execute(text("CREATE TABLE IF NOT EXISTS bench_orders (id bigserial PRIMARY KEY, name text)"))
-    return engine
+    return await empty_tables(dsn, metadata)
 
 
 async def publish_one(dsn: str, messages: int) -> Result:
@@ -66,9 +61,7 @@ async def drain(dsn: str, messages: int, *, best: bool = False) -> Result:
 
     for start in range(0, messages, 1_000):
         await _fill(engine, broker, min(1_000, messages - start))
-    async with engine.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(text("VACUUM ANALYZE bench_peer"))
+    await vacuum(engine, "bench_peer")
     countdown.start()
     await broker.start()
     await countdown.done.wait()

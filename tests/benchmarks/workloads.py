@@ -6,6 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter, process_time
 
+from sqlalchemy import MetaData, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
 PADDING = "x" * 160
 
 
@@ -22,6 +25,23 @@ class Result:
 def body(number: int) -> dict[str, object]:
     """About 200 bytes of JSON."""
     return {"id": number, "customer": f"customer-{number % 100}", "pad": PADDING}
+
+
+async def empty_tables(dsn: str, metadata: MetaData) -> AsyncEngine:
+    """An engine on new tables of *metadata*, with a domain table beside them."""
+    engine = create_async_engine(dsn, pool_size=20)
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.drop_all)
+        await connection.run_sync(metadata.create_all)
+        await connection.execute(text("CREATE TABLE IF NOT EXISTS bench_orders (id bigserial PRIMARY KEY, name text)"))
+    return engine
+
+
+async def vacuum(engine: AsyncEngine, table: str) -> None:
+    """As autovacuum would leave a table that was just filled."""
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text(f"VACUUM ANALYZE {table}"))
 
 
 class Countdown:
