@@ -57,6 +57,7 @@ class Claimer:
         self._armed: Armed | None = None
         self._poll = 0.0
         self.listening: Callable[[], bool] = lambda: False
+        self._exhausted = asyncio.Event()
 
     # Who wants messages
 
@@ -88,6 +89,12 @@ class Claimer:
             consumer.more = True
             self._wake.set()
 
+    async def exhausted(self) -> None:
+        """Return once a look that began with empty hands has found nothing due."""
+        self._exhausted.clear()
+        self.nudge()
+        await self._exhausted.wait()
+
     # The loop
 
     async def run(self) -> None:
@@ -118,7 +125,10 @@ class Claimer:
                 consumer.more = True
             await self._wait(SURVEY_EVERY)
             return
+        empty_handed = self._settler.idle and len(hungry) == len(self._each_consumer())
         found = await self._claim(hungry)
+        if empty_handed and not found and not any(consumer.more for consumer in hungry):
+            self._exhausted.set()
         if found:
             self._found_before, self._found_at = self._found_at, monotonic()
             self._poll = 0.0

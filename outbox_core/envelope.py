@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -16,10 +17,10 @@ from datetime import time as day_time
 from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypedDict
 from uuid import UUID
 
-from outbox_core.errors import CannotEncode, InvalidMessage, WrongType
+from outbox_core.errors import CannotEncode, InvalidMessage, OptionError, WrongType
 from outbox_core.message import NewMessage, TimerConflict
 from outbox_core.schema import NAME_LENGTH
 
@@ -38,6 +39,20 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # Header names that every relay's target takes: the token of RFC 9110 §5.6.2.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+class PublishOptions(TypedDict, total=False):
+    """What every publish may be told; see `OutboxBroker.publish`."""
+
+    correlation_id: str | None
+    reply_to: str
+    message_id: UUID | str | None
+    key: str | None
+    priority: int
+    activate_in: timedelta | None
+    activate_at: datetime | None
+    timer_id: str | None
+    timer_conflict: TimerConflict
 
 
 def compose(
@@ -83,6 +98,13 @@ def compose(
         timer_id=timer_id,
         timer_conflict="ignore" if timer_id is None else timer_conflict,
     )
+
+
+def refuse_for_batches(options: PublishOptions) -> None:
+    """`OptionError` for what only one message can have."""
+    for name in ("message_id", "timer_id"):
+        if options.get(name) is not None:
+            raise OptionError(f"{name} cannot be shared by a batch; publish these messages one by one")
 
 
 def new_message_id() -> UUID:
@@ -234,7 +256,7 @@ def _check_schedule(
 def _compose_headers(
     headers: Mapping[str, str] | None, content_type: str | None, correlation_id: str, reply_to: str
 ) -> str:
-    composed: dict[str, str] = {}
+    composed: dict[str, str] = trace_headers()
     if headers is not None:
         if not isinstance(headers, Mapping):
             raise WrongType("headers", "a mapping of str to str", headers)
@@ -254,6 +276,19 @@ def _compose_headers(
             f"got {len(composed)} of {len(text)}; put large values into the body"
         )
     return text
+
+
+def trace_headers() -> dict[str, str]:
+    """OpenTelemetry's headers for the current span (W3C Trace Context); none where the application does not use it.
+
+    An application that does has imported the package, so that nobody else pays for it.
+    """
+    propagate = sys.modules.get("opentelemetry.propagate")
+    if propagate is None:
+        return {}
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier
 
 
 def _check_header(name: object, value: object) -> None:

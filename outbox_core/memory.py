@@ -6,8 +6,8 @@ One process, one event loop, no I/O. The clock is an argument, so a lease ends w
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -102,6 +102,17 @@ class MemoryStore:
             transaction.rollback()
             raise
         transaction.commit()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
+        with self.begin() as transaction:
+            yield transaction
+
+    async def complete(self, deliveries: Sequence[Delivery], session: object) -> set[int]:
+        ours = [row for delivery in deliveries if (row := self._held(delivery)) is not None]
+        for row in ours:
+            _transaction(session).add(partial(self._rows.pop, row.id, None))
+        return {row.id for row in ours}
 
     @property
     def dead_letters(self) -> list[MemoryDeadLetter]:
@@ -249,6 +260,9 @@ class MemoryStore:
             paused=queue in self._paused,
         )
 
+    async def queues(self) -> list[str]:
+        return sorted({row.message.queue for row in self._rows.values()})
+
     async def set_paused(self, queue: str, paused: bool, session: object | None) -> None:
         self._change(session, lambda: (self._paused.add if paused else self._paused.discard)(queue))
 
@@ -267,6 +281,10 @@ class MemoryStore:
     def _tell(self, payload: str) -> None:
         for heard in [*self._listeners]:
             heard(payload)
+
+    def _held(self, delivery: Delivery) -> _Row | None:
+        row = self._rows.get(delivery.id)
+        return row if row is not None and row.token == delivery.token else None
 
     def _leased(self, row: _Row) -> bool:
         return row.leased_until is not None and row.leased_until > self._clock()
@@ -344,13 +362,13 @@ class MemoryLink:
         pass
 
     async def begin(self, delivery: Delivery) -> bool:
-        row = self._held(delivery)
+        row = self._store._held(delivery)
         if row is not None:
             row.deliveries = delivery.deliveries + 1
         return row is not None
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
-        ours = [row for delivery in deliveries if (row := self._held(delivery)) is not None]
+        ours = [row for delivery in deliveries if (row := self._store._held(delivery)) is not None]
         for row in ours:
             row.leased_until = self._store._clock() + timedelta(seconds=lease)
         return {row.id for row in ours}
@@ -358,7 +376,7 @@ class MemoryLink:
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
         ours = set()
         for settlement in settlements:
-            row = self._held(settlement.delivery)
+            row = self._store._held(settlement.delivery)
             if row is not None:
                 self._settle(row, settlement, worker)
                 ours.add(row.id)
@@ -391,10 +409,6 @@ class MemoryLink:
                 self._store._dead[id] = MemoryDeadLetter(
                     id=id, row=row, reason=reason, error=error, failed_at=now, worker=worker
                 )
-
-    def _held(self, delivery: Delivery) -> _Row | None:
-        row = self._store._rows.get(delivery.id)
-        return row if row is not None and row.token == delivery.token else None
 
     async def notify(self, payload: str) -> None:
         self._store._tell(payload)

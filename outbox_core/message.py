@@ -13,6 +13,7 @@ from uuid import UUID
 from outbox_core.outcome import Vote
 
 TimerConflict: TypeAlias = Literal["ignore", "extend", "replace"]
+Completion: TypeAlias = Literal["asked", "committed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,8 @@ class Delivery:
     `attempts` and `deliveries` are what the row says: handler runs that failed, and handler runs that had begun, before
     this one. `claimed_at` is the database's time of the claim. `suspect` marks a row whose last owner went away without
     a word: its handler may be what killed it. `lease_ends` is in seconds of this process's monotonic clock and is only
-    used to stop trusting the lease early, never to extend it.
+    used to stop trusting the lease early, never to extend it. `session` is the transaction in which its handler runs and
+    which completes it, if it has one; `completion` is how far that has come.
     """
 
     id: int
@@ -63,6 +65,8 @@ class Delivery:
     begun: bool = field(default=False, init=False)  # counted in the row before its handler started
     lease_lost: bool = field(default=False, init=False)
     vote: Vote | None = field(default=None, init=False)
+    session: object | None = field(default=None, init=False)
+    completion: Completion | None = field(default=None, init=False)
 
     @property
     def still_suspect(self) -> bool:

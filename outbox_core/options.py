@@ -66,7 +66,7 @@ class ConsumerOptions:
             check_queue(queue)
         if len(set(self.queues)) < len(self.queues):
             raise OptionError(f"queues must be different from each other, got {list(self.queues)!r}")
-        _check_int("max_workers", self.max_workers, 1, MAX_WORKERS)
+        check_max_workers(self.max_workers)
         _check_int("max_records", self.max_records, 1, MAX_RECORDS)
         if self.max_deliveries is not None:
             _check_int("max_deliveries", self.max_deliveries, 1, 1_000_000)
@@ -88,6 +88,12 @@ class ConsumerOptions:
         names = (queues,) if isinstance(queues, str) else tuple(queues)
         given = {name: value for name, value in options.items() if name != "retry_strategy" or value is not None}
         return cls(queues=names, **given)  # type: ignore[arg-type]  # the TypedDict lists the same types
+
+
+def check_max_workers(value: int) -> int:
+    """*value* if so many handlers can run at once."""
+    _check_int("max_workers", value, 1, MAX_WORKERS)
+    return value
 
 
 def _check_int(name: str, value: object, least: int, most: int) -> None:

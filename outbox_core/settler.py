@@ -63,6 +63,11 @@ class Settler:
         return bool(self._outcomes) and monotonic() - self._moved > STUCK_AFTER
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing is held."""
+        return not self._held
+
+    @property
     def unsettled(self) -> int:
         """Outcomes that are not in the database yet."""
         return len(self._outcomes)
@@ -117,13 +122,13 @@ class Settler:
     async def extend(self) -> None:
         """Extend every lease that is held; forget those that are not ours any more. Raises `LinkDown`."""
         for lease in set(self._held.values()):
-            held = [delivery for delivery, its in self._held.items() if its == lease]
+            held = [delivery for delivery, its in self._held.items() if its == lease and delivery.completion is None]
             sent = monotonic()
             ours = await self._keeper.call(partial(_extend, held, lease))
             for delivery in held:
                 if delivery.id in ours:
                     delivery.lease_ends = sent + lease
-                elif delivery not in self._unanswered:  # a row that is gone may be our own doing
+                elif delivery not in self._unanswered and delivery.completion is None:  # or its end is our own doing
                     self.forget(delivery)
         self._watched = monotonic()
 
@@ -136,6 +141,11 @@ class Settler:
                 self._moved = monotonic()
             self._outcomes[delivery] = outcome
             self._work.set()
+
+    def completed(self, delivery: Delivery) -> None:
+        """Its handler's transaction has deleted the row."""
+        if self._drop(delivery):
+            self._observe(Settled(1, ()))
 
     def undecided(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Those that are held and have no outcome yet."""

@@ -26,7 +26,7 @@ from outbox_core.waiting import within
 logger = logging.getLogger("outbox")
 
 Handler: TypeAlias = Callable[[Sequence[Delivery]], Awaitable[object]]
-SlotContext: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]
+Lane: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]
 
 AHEAD = 0.1  # seconds of work that are claimed in advance
 MAX_AHEAD = 1_000  # messages; more were hardly faster, and all of them are suspects if the worker dies
@@ -39,9 +39,10 @@ YIELD_EVERY = 0.001  # seconds that handlers which never wait may keep the loop,
 class Consumer:
     """One subscriber: options, handler, buffer and slots.
 
-    `handle` runs the handler on one delivery, or on a batch, and raises what it raised. `context` is entered once for
-    each slot and lives as long (a thread and a connection of its own, say). `ack_first` completes a message before its
-    handler runs: at most once.
+    `handle` runs the handler on one delivery, or on a batch, and raises what it raised. `lane` is where that happens (in
+    a thread with a connection of its own, say): it is entered for each delivery, and may be shared by many consumers, whose
+    messages then wait in their buffers until it is free. `ack_first` completes a message before its handler runs: at most
+    once.
     """
 
     def __init__(
@@ -51,15 +52,15 @@ class Consumer:
         *,
         silence: Silence = "ack",
         ack_first: bool = False,
-        context: SlotContext = nullcontext,
+        lane: Lane = nullcontext,
     ) -> None:
         self.options = options
         self.more = True  # whether the last claim left messages behind
-        self._handle = handle
+        self.handle = handle
         self._cuttable = options.handler_timeout is not None or options.cancel_on_lease_lost
         self._silence: Silence = silence
-        self._ack_first = ack_first
-        self._context = context
+        self.ack_first = ack_first
+        self.lane = lane
         self._buffer: deque[Delivery] = deque()
         self._running: dict[Delivery, float] = {}
         self._cuts: dict[Delivery, asyncio.Timeout] = {}
@@ -178,20 +179,22 @@ class Consumer:
 
     async def _slot(self) -> None:
         yielded = perf_counter()
-        async with self._context():
-            while (batch := await self._next()) is not None:
-                await self._deliver_or_release(batch)
-                if (now := perf_counter()) - yielded > YIELD_EVERY:
-                    await asyncio.sleep(0)
-                    yielded = now
-                # A full buffer need not be measured after each message.
-                if self.more and (len(self._buffer) < 16 or len(self._buffer) % 16 == 0) and self.wants_more():
-                    self._need()
+        while await self._filled():
+            async with self.lane():
+                if batch := self._take():
+                    await self._deliver_or_release(batch)
+            if (now := perf_counter()) - yielded > YIELD_EVERY:
+                await asyncio.sleep(0)
+                yielded = now
+            # A full buffer need not be measured after each message.
+            if self.more and (len(self._buffer) < 16 or len(self._buffer) % 16 == 0) and self.wants_more():
+                self._need()
 
-    async def _next(self) -> list[Delivery] | None:
+    async def _filled(self) -> bool:
+        """Wait for something in the buffer; False at the end."""
         while not self._buffer:
             if self._stopping:
-                return None
+                return False
             if not self._isolation.running:
                 self._settler.hurry()
             future = asyncio.get_running_loop().create_future()
@@ -201,9 +204,12 @@ class Consumer:
             finally:
                 if future in self._waiting:
                     self._waiting.remove(future)
-        if not self.options.batch:
-            return [self._buffer.popleft()]
-        return [self._buffer.popleft() for _ in range(min(len(self._buffer), self.options.max_records))]
+        return True
+
+    def _take(self) -> list[Delivery]:
+        """What one handler run gets; nothing, if others took it while this slot waited for its lane."""
+        most = self.options.max_records if self.options.batch else 1
+        return [self._buffer.popleft() for _ in range(min(len(self._buffer), most))]
 
     def _wake_one(self) -> None:
         while self._waiting:
@@ -274,7 +280,7 @@ class Consumer:
         return True
 
     async def _run(self, batch: list[Delivery]) -> None:
-        if self._ack_first:
+        if self.ack_first:
             batch = [delivery for delivery in batch if await self._settler.settle_now(delivery, Ack())]
             if not batch:
                 return
@@ -283,7 +289,7 @@ class Consumer:
             self._running[delivery] = started
         error: BaseException | None = None
         try:
-            await (self._call(batch) if self._cuttable else self._handle(batch))
+            await (self._call(batch) if self._cuttable else self.handle(batch))
         except asyncio.CancelledError as cancelled:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -302,7 +308,7 @@ class Consumer:
         async with asyncio.timeout(self.options.handler_timeout) as cut:
             self._cuts |= dict.fromkeys(batch, cut)
             try:
-                await self._handle(batch)
+                await self.handle(batch)
             finally:
                 for delivery in batch:
                     self._cuts.pop(delivery, None)
@@ -312,13 +318,16 @@ class Consumer:
         each = seconds / len(batch)
         self._seconds = each if self._seconds is None else self._seconds + 0.2 * (each - self._seconds)
         for delivery in batch:
-            outcome = self._decide(delivery, error, seconds)
-            if not self._ack_first:
+            outcome = self.decide(delivery, error, seconds)
+            if delivery.completion == "committed":
+                self._settler.completed(delivery)
+            elif not self.ack_first:
                 self._settler.put(delivery, outcome)
             if self._observe is not None:
                 self._observe(Handled(delivery, outcome, error, seconds))
 
-    def _decide(self, delivery: Delivery, error: BaseException | None, seconds: float) -> Outcome:
+    def decide(self, delivery: Delivery, error: BaseException | None, seconds: float) -> Outcome:
+        """What becomes of *delivery* after a handler run of *seconds* that raised *error* or nothing."""
         try:
             return decide(delivery, error, self.options, seconds=seconds, silence=self._silence)
         except Exception:  # a user's retry strategy may raise, or answer with what is no delay

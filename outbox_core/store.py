@@ -9,6 +9,7 @@ for everything that executes text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple, Protocol, TypeAlias
@@ -133,6 +134,15 @@ class Store(Protocol):
     def insert_sync(self, messages: Sequence[NewMessage], session: object) -> list[int | None]:
         """The same on a synchronous session, without an event loop."""
 
+    def transaction(self) -> AbstractAsyncContextManager[object]:
+        """A transaction for a handler, to be passed as *session*; it commits on a normal exit, otherwise it rolls back."""
+
+    async def complete(self, deliveries: Sequence[Delivery], session: object) -> set[int]:
+        """Ack *deliveries* in the transaction of *session*; the ids that were still ours.
+
+        If one was not, the caller rolls back: what its handler wrote is somebody else's to write.
+        """
+
     async def cancel_timer(self, queue: str, timer_id: str, session: object | None) -> bool:
         """Delete the live timer unless a worker holds it; say whether there was one."""
 
@@ -161,6 +171,9 @@ class Store(Protocol):
 
     async def stats(self) -> OutboxStats:
         """Counts by queue at one moment."""
+
+    async def queues(self) -> list[str]:
+        """The queues that have messages, dead ones aside, by name; cheap whatever their number."""
 
     async def set_paused(self, queue: str, paused: bool, session: object | None) -> None:
         """Stop or resume every worker's claiming from *queue*; repeating it changes nothing."""

@@ -181,6 +181,17 @@ class Worker:
         """Whether all outcomes could be written in a few seconds, to which an outage's past counts."""
         return await within(max(1.0, SETTLE_TIMEOUT - self._settles.down_for), self._settler.drained())
 
+    def halt(self) -> None:
+        """Let no handler begin any more; what has not begun is given back, and what runs goes on until `stop`."""
+        for consumer in self._consumers:
+            consumer.halt()
+
+    async def drained(self) -> None:
+        """Return once nothing is due in the consumers' queues and nothing is in hand; what is scheduled stays."""
+        if not self.running:
+            raise NotStarted("the worker is not running, so it drains nothing; start it first")
+        await self._claimer.exhausted()
+
     # Health
 
     async def ping(self, timeout: float | None = None) -> bool:

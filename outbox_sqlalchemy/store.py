@@ -5,13 +5,13 @@ one is as good as a pool of fifty.
 """
 
 import asyncio
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property, lru_cache, partial
 
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from outbox_core.errors import (
@@ -22,18 +22,14 @@ from outbox_core.errors import (
     WrongType,
 )
 from outbox_core.schema import Tables
-from outbox_core.sql import Dialect, Maker, Row, SqlStore, Statement, dialect_for
+from outbox_core.sql import Dialect, Maker, Row, SqlStore, Statement, begun, dialect_for
+from outbox_core.sql.refusals import first_line, is_login_refused, is_schema_refused
 from outbox_core.store import Listener
 from outbox_sqlalchemy.connections import OwnConnection
 from outbox_sqlalchemy.listen import listen_on
 from outbox_sqlalchemy.sessions import check_same_database, describe, use_async, use_sync
 
 DEADLINE = 10.0  # seconds for any statement of a worker's
-
-# PostgreSQL's "undefined table", "undefined column" and "datatype mismatch"; SQLite says it in words.
-_SCHEMA_STATES = {"42P01", "42703", "42804", "3F000"}
-_REFUSED_STATES = ("28", "3D", "53", "57P")  # no such login, no such database, too many connections, shutting down
-_SCHEMA_WORDS = ("no such table", "has no column named", "no such column", "does not exist", "datatype mismatch")
 
 
 class SqlAlchemyStore(SqlStore):
@@ -77,15 +73,20 @@ class SqlAlchemyStore(SqlStore):
     def run_sync(self, make: Maker, session: object) -> Sequence[Sequence[Row]]:
         return use_sync(session, partial(self._run_on, make))
 
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        async with AsyncSession(self._engine) as session, session.begin():
+            yield session
+
     def _run_on(self, make: Maker, connection: Connection) -> Sequence[Sequence[Row]]:
         check_same_database(connection, self.engine)
         statements = make(self._dialect_of(connection))
         try:
             return [_execute(connection, statement) for statement in statements]
         except DBAPIError as error:
-            if _is_schema_error(error):
+            if is_schema_refused(_driver_error(error)):
                 raise SchemaMismatch(
-                    self.tables.outbox, [f"{_first_line(error)}; create or migrate it before publishing"]
+                    self.tables.outbox, [f"{first_line(_driver_error(error))}; create or migrate it before publishing"]
                 ) from error
             raise
 
@@ -134,8 +135,9 @@ class SqlAlchemyStore(SqlStore):
         return create_async_engine(self._listen_dsn, poolclass=NullPool)
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
+        why = first_line(_driver_error(error))
         return DatabaseUnavailable(
-            f"cannot use {self.name}: {_first_line(error)}; check that it runs and that this process may connect"
+            f"cannot use {self.name}: {why}; check that it runs and that this process may connect"
         )
 
 
@@ -149,6 +151,9 @@ class SqlAlchemyExecutor:
         async with asyncio.timeout(DEADLINE):
             result = await self._connection.sqlalchemy.execute(_clause(statement.text), statement.parameters)
             return result.fetchall() if result.returns_rows else ()
+
+    def together(self) -> AbstractAsyncContextManager[None]:
+        return begun(self)
 
     async def close(self) -> None:
         await self._connection.close()
@@ -171,21 +176,8 @@ def _execute(connection: Connection, statement: Statement) -> Sequence[Row]:
 
 def _is_refused_login(error: Exception) -> bool:
     """What asyncpg raises for one is no `OperationalError`, and before SQLAlchemy 2.1 it is not even SQLAlchemy's."""
-    return type(error).__module__.startswith("asyncpg") or _sqlstate(error).startswith(_REFUSED_STATES)
+    return type(error).__module__.startswith("asyncpg") or is_login_refused(_driver_error(error))
 
 
-def _sqlstate(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error
-    return str(getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or "")
-
-
-def _is_schema_error(error: DBAPIError) -> bool:
-    if state := _sqlstate(error):
-        return state in _SCHEMA_STATES
-    return any(words in str(error.orig) for words in _SCHEMA_WORDS)
-
-
-def _first_line(error: BaseException) -> str:
-    cause = getattr(error, "orig", None) or error
-    line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-    return re.sub(r"^<class '[^']+'>: ", "", line)  # SQLAlchemy 2.0 puts it before asyncpg's own words
+def _driver_error(error: BaseException) -> BaseException:
+    return getattr(error, "orig", None) or error

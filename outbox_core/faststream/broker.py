@@ -6,10 +6,10 @@ started again after a stop, on another event loop too.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 from fast_depends import Provider, dependency_provider
 from faststream.message import gen_cor_id
@@ -17,17 +17,20 @@ from faststream.middlewares import AckPolicy
 from faststream.response import PublishType
 from faststream.specification.schema import BrokerSpec
 
-from outbox_core.envelope import check_queue, check_timer_id
+from outbox_core.envelope import PublishOptions, check_queue, check_timer_id, refuse_for_batches
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch, WrongType
 from outbox_core.events import Observer
 from outbox_core.faststream._compat import EMPTY, BrokerUsecase, ContextRepo, FastDependsConfig
 from outbox_core.faststream.config import OutboxBrokerConfig, make_outbox_logger_state
-from outbox_core.faststream.producer import OutboxProducer, TransactionPolicy, drive
+from outbox_core.faststream.producer import OutboxProducer, TransactionPolicy
 from outbox_core.faststream.registrator import OutboxRegistrator
-from outbox_core.faststream.response import OutboxPublishCommand, PublishOptions
+from outbox_core.faststream.response import OutboxPublishCommand
+from outbox_core.faststream.subscriber import OutboxSubscriber
 from outbox_core.message import OutboxStats, PendingMessage
-from outbox_core.slots import SlotContext
+from outbox_core.options import check_max_workers
+from outbox_core.slots import Lane
 from outbox_core.store import Store
+from outbox_core.waiting import drive
 from outbox_core.worker import Worker
 
 
@@ -37,7 +40,8 @@ class BrokerOptions(TypedDict, total=False):
     require_transaction: TransactionPolicy
     observers: Sequence[Observer]
     worker_name: str | None
-    slot_context: SlotContext | None
+    max_workers: int
+    lane: Lane | None
     call_decorators: Sequence[Callable[..., Any]]
     graceful_timeout: float | None
     decoder: Any
@@ -68,9 +72,9 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
     *require_transaction* says what a publish without a session does: nothing special, a warning, or `NoTransaction`.
     *graceful_timeout*: seconds that handlers get at a stop; None does not wait. *log_level*: of the two records that
     FastStream writes for each message; they cost more than the rest of the pipeline, so they are at DEBUG. *observers*
-    are called with every event of the engine (`outbox_core.events`). *slot_context*: entered once for each handler slot and
-    left at its end; *call_decorators*: put around every handler: together they let an adapter give each slot a thread and
-    a connection. The other arguments are FastStream's own.
+    are called with every event of the engine (`outbox_core.events`). *max_workers*: of subscribers that do not say.
+    *lane*: entered around each delivery, a place for its handler; *call_decorators*: put around every handler: together
+    they let an adapter give handlers threads and connections. The other arguments are FastStream's own.
     """
 
     def __init__(
@@ -80,7 +84,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         require_transaction: TransactionPolicy = "ignore",
         observers: Sequence[Observer] = (),
         worker_name: str | None = None,
-        slot_context: SlotContext | None = None,
+        max_workers: int = 1,
+        lane: Lane | None = None,
         call_decorators: Sequence[Callable[..., Any]] = (),
         graceful_timeout: float | None = 15.0,
         decoder: Any = None,
@@ -131,7 +136,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
                 call_decorators=call_decorators,
             ),
             extra_context={"broker": self},
-            slot_context=slot_context or nullcontext,
+            lane=lane or nullcontext,
+            max_workers=check_max_workers(max_workers),
         )
         config.producer = OutboxProducer(config)
         super().__init__(
@@ -203,6 +209,26 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
             return False
         return True
 
+    def serve(self, queues: Collection[str] | None = None, *, exclude: Collection[str] = ()) -> None:
+        """From the next start on, consume from *queues* only, or with None from all; never from those to *exclude*.
+
+        Raises `OptionError` for a queue that has no subscriber here.
+        """
+        known = {queue for subscriber in self.subscribers for queue in cast("OutboxSubscriber", subscriber).queues}
+        for queue in (*(queues or ()), *exclude):
+            if queue not in known:
+                raise OptionError(f"no subscriber of queue {queue!r}; there are subscribers of {sorted(known)}")
+        chosen = (known if queues is None else set(queues)) - set(exclude)
+        self.config.broker_config.serves = chosen.__contains__
+
+    async def drained(self) -> None:
+        """Return once nothing is due in the subscribers' queues and nothing is in hand; what is scheduled later stays."""
+        worker = self.config.broker_config.worker
+        if worker is None or not self.running:
+            raise NotStarted("this broker does not consume, so it drains nothing; start it first")
+        if self.subscribers:
+            await worker.drained()
+
     # Publishing
 
     async def publish(
@@ -245,7 +271,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         check_queue(queue)
         if not messages:
             return []
-        _refuse_for_batches(options)
+        refuse_for_batches(options)
         command = self._command(
             *messages, queue=queue, session=session, standalone=standalone, headers=headers, **options
         )
@@ -278,7 +304,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         check_queue(queue)
         if not messages:
             return []
-        _refuse_for_batches(options)
+        refuse_for_batches(options)
         command = self._command(*messages, queue=queue, session=_required(session), headers=headers, **options)
         row_ids: list[int | None] = drive(self._basic_publish_batch(command, producer=self.config.sync_producer))
         return row_ids
@@ -373,12 +399,6 @@ def _required(session: object | None) -> object:
     if session is None:
         raise WrongType("session", "a synchronous Session or Connection", session, "a synchronous publish has no other")
     return session
-
-
-def _refuse_for_batches(options: PublishOptions) -> None:
-    for name in ("message_id", "timer_id"):
-        if options.get(name) is not None:
-            raise OptionError(f"{name} cannot be shared by a batch; publish these messages one by one")
 
 
 def _checked_filter(queue: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """What a broker hands down to its subscribers and publishers, in FastStream's own form."""
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,9 +23,13 @@ from outbox_core.faststream._compat import (
 )
 from outbox_core.faststream.producer import SyncProducer, TransactionPolicy
 from outbox_core.options import ConsumerOptions
-from outbox_core.slots import SlotContext
+from outbox_core.slots import Lane
 from outbox_core.store import Store
 from outbox_core.worker import Worker
+
+
+def _all_queues(queue: str) -> bool:
+    return True
 
 
 @dataclass(kw_only=True)
@@ -34,7 +39,9 @@ class OutboxBrokerConfig(BrokerConfig):
     store: Store | None = None
     worker: Worker | None = None
     require_transaction: TransactionPolicy = "ignore"
-    slot_context: SlotContext = nullcontext
+    lane: Lane = nullcontext
+    max_workers: int = 1
+    serves: Callable[[str], bool] = _all_queues
     sync_producer: SyncProducer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,6 +60,8 @@ class OutboxSubscriberConfig(SubscriberUsecaseConfig):
     _outer_config: OutboxBrokerConfig
     options: ConsumerOptions
     propagate_inbound_headers: bool = False
+    transactional: bool = False
+    max_workers: int | None = None
 
     @property
     def auto_ack_disabled(self) -> bool:

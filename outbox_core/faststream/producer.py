@@ -1,12 +1,11 @@
 """From a publish command to a row: the end of FastStream's publish pipeline.
 
 It never waits but for the database, so a pipeline whose middlewares do not wait either can be driven without an event
-loop (`drive`): that is how a synchronous publish runs the same middlewares.
+loop (`outbox_core.waiting.drive`): that is how a synchronous publish runs the same middlewares.
 """
 
 import warnings
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, cast
 
 from faststream.exceptions import FeatureNotSupportedException
 
@@ -21,7 +20,6 @@ from outbox_core.store import Store
 if TYPE_CHECKING:
     from outbox_core.faststream.config import OutboxBrokerConfig
 
-T = TypeVar("T")
 TransactionPolicy: TypeAlias = Literal["ignore", "warn", "error"]
 
 _NO_TRANSACTION = (
@@ -111,16 +109,3 @@ class SyncProducer(OutboxProducer):
     async def publish_batch(self, cmd: OutboxPublishCommand) -> list[int | None]:
         messages = await self.compose(cmd)
         return self._store.insert_sync(messages, cmd.session) if messages else []
-
-
-def drive(pipeline: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that never waits; `NotStarted` if it does, before anything was inserted after it."""
-    try:
-        pipeline.send(None)
-    except StopIteration as done:
-        return cast("T", done.value)
-    pipeline.close()
-    raise NotStarted(
-        "a publish middleware or codec waited for something, which a synchronous publish cannot; "
-        "use await broker.publish(...) or a middleware that does not wait"
-    )

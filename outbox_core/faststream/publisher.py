@@ -7,7 +7,7 @@ from faststream.response import PublishCommand, PublishType
 from faststream.specification.asyncapi.utils import resolve_payloads
 from faststream.specification.schema import Message, Operation, PublisherSpec
 
-from outbox_core.envelope import check_queue
+from outbox_core.envelope import PublishOptions, check_queue
 from outbox_core.faststream._compat import FakePublisher, PublisherSpecification, PublisherUsecase
 from outbox_core.faststream.config import (
     OutboxBrokerConfig,
@@ -15,7 +15,7 @@ from outbox_core.faststream.config import (
     OutboxPublisherSpecificationConfig,
 )
 from outbox_core.faststream.producer import OutboxProducer
-from outbox_core.faststream.response import OutboxPublishCommand, PublishOptions
+from outbox_core.faststream.response import OutboxPublishCommand
 
 
 class OutboxPublisherSpecification(PublisherSpecification[Any, OutboxPublisherSpecificationConfig]):

@@ -32,6 +32,7 @@ class OutboxRegistrator(Registrator[Any, OutboxBrokerConfig]):
         ack_policy: AckPolicy = EMPTY,
         no_reply: bool = False,
         propagate_inbound_headers: bool = False,
+        transactional: bool = False,
         persistent: bool = True,
         title: str | None = None,
         description: str | None = None,
@@ -40,7 +41,9 @@ class OutboxRegistrator(Registrator[Any, OutboxBrokerConfig]):
     ) -> OutboxSubscriber:
         """Subscribe to one queue or several; decorate a handler with the result.
 
-        The engine's options are those of `ConsumerOptions`. Raises at this line what is wrong with them.
+        *transactional*: the handler runs in a transaction of the outbox's database, which also completes its message;
+        whatever else it writes and publishes there is committed with that, or not at all. The engine's options are those
+        of `ConsumerOptions`. Raises at this line what is wrong with them.
         """
         consumer_options = ConsumerOptions.of(queues, options)
         config = OutboxSubscriberConfig(
@@ -49,6 +52,8 @@ class OutboxRegistrator(Registrator[Any, OutboxBrokerConfig]):
             no_reply=no_reply,
             options=consumer_options,
             propagate_inbound_headers=propagate_inbound_headers,
+            transactional=transactional,
+            max_workers=options.get("max_workers"),
         )
         calls = CallsCollection[Any]()
         specification = OutboxSubscriberSpecification(

@@ -19,9 +19,10 @@ from faststream.response import Response, ensure_response
 from outbox_core.envelope import CONTENT_TYPE, CORRELATION_ID, REPLY_TO
 from outbox_core.faststream._compat import ProducerProto
 from outbox_core.faststream.message import OutboxMessage
-from outbox_core.faststream.producer import OutboxProducer, drive
+from outbox_core.faststream.producer import OutboxProducer
 from outbox_core.faststream.publisher import OutboxPublisher, ReplyPublisher
 from outbox_core.faststream.response import OutboxPublishCommand, OutboxResponse
+from outbox_core.waiting import drive
 
 if TYPE_CHECKING:
     from outbox_core.faststream.config import OutboxBrokerConfig

@@ -1,27 +1,12 @@
 """A publish on its way through FastStream's middlewares, and a handler's reply that chooses where it goes."""
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
-from typing import Any, TypedDict, Unpack
-from uuid import UUID
+from typing import Any, Unpack
 
 from faststream.response import BatchPublishCommand, PublishCommand, PublishType, Response
 
+from outbox_core.envelope import PublishOptions
 from outbox_core.message import TimerConflict
-
-
-class PublishOptions(TypedDict, total=False):
-    """What every publish may be told; see `OutboxBroker.publish`."""
-
-    correlation_id: str | None
-    reply_to: str
-    message_id: UUID | str | None
-    key: str | None
-    priority: int
-    activate_in: timedelta | None
-    activate_at: datetime | None
-    timer_id: str | None
-    timer_conflict: TimerConflict
 
 
 class OutboxPublishCommand(BatchPublishCommand):

@@ -20,7 +20,8 @@ from faststream.response import Response, ensure_response
 from faststream.specification.asyncapi.utils import resolve_payloads
 from faststream.specification.schema import Message, Operation, SubscriberSpec
 
-from outbox_core.errors import NotStarted
+from outbox_core.completion import in_transaction
+from outbox_core.errors import NotStarted, OptionError
 from outbox_core.faststream._compat import CallsCollection, SubscriberSpecification, SubscriberUsecase
 from outbox_core.faststream.acknowledgement import vote_after_failure, vote_after_return, vote_of_exception
 from outbox_core.faststream.config import (
@@ -82,36 +83,58 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         """The queues with the prefixes of the routers around them."""
         return tuple(f"{self._outer_config.prefix}{queue}" for queue in self.options.queues)
 
+    @property
+    def _served(self) -> tuple[str, ...]:
+        return tuple(queue for queue in self.queues if self._outer_config.serves(queue))
+
     # Life
 
     async def start(self) -> None:
         """Begin to consume; does nothing if it does already."""
-        if self._consumer is not None:
+        if self._consumer is not None or not self._served:
             return
         worker = self._outer_config.worker
         if worker is None:
             raise NotStarted(
                 f"subscriber of {', '.join(self.queues)} has no database; create the broker with an engine"
             )
-        self.ack_policy = self._config.ack_policy  # again, since routers are included after their subscribers are made
         await worker.start()
+        consumer = self.make_consumer()
         await super().start()
         self.lock = nullcontext()  # upstream counts what is in flight; here the slots know
         # Records for each message are at the broker's log_level; that it starts is worth INFO.
         if self._outer_config.logger.log_level < logging.INFO:
             started = f"`{self.specification.call_name}` waiting for messages"
             self._log(logging.INFO, started, self.get_log_context(None))
-        policy = self.ack_policy
-        consumer = Consumer(
-            replace(self.options, queues=self.queues),
-            self._handle,
-            silence="retry" if policy is AckPolicy.MANUAL else "ack",
-            ack_first=policy is AckPolicy.ACK_FIRST,
-            context=self._outer_config.slot_context,
-        )
         worker.add(consumer)
         self._consumer = consumer
         self._post_start()
+
+    def make_consumer(self) -> Consumer:
+        """Its handlers as the engine sees them, ready to be called; nothing is consumed yet."""
+        self.ack_policy = self._config.ack_policy  # again, since routers are included after their subscribers are made
+        if self._config.transactional and self.ack_policy is AckPolicy.ACK_FIRST:
+            raise OptionError(
+                f"subscriber of {', '.join(self.queues)} cannot be transactional with AckPolicy.ACK_FIRST, which completes "
+                "a message before its handler runs; choose one"
+            )
+        self._build_fastdepends_model()
+        return Consumer(
+            replace(
+                self.options,
+                queues=self._served,
+                max_workers=self._config.max_workers or self._outer_config.max_workers,
+            ),
+            self._handle,
+            silence="retry" if self.ack_policy is AckPolicy.MANUAL else "ack",
+            ack_first=self.ack_policy is AckPolicy.ACK_FIRST,
+            lane=self._outer_config.lane,
+        )
+
+    def _build_fastdepends_model(self) -> None:
+        super()._build_fastdepends_model()
+        for call in self.calls:  # called as a plain function, a handler is what its author wrote
+            call.handler._composed_call = call.handler._declared_call
 
     async def stop(self) -> None:
         """Drain: give back what has not begun, and wait for the rest up to the broker's `graceful_timeout`."""
@@ -143,14 +166,23 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         return response
 
     async def _handle(self, batch: Sequence[Delivery]) -> None:
+        process = self._process_in_transaction if self._config.transactional else self._process
         try:
-            await self.process_message(batch if self.options.batch else batch[0])
+            await process(batch)
         except StopConsume:
             self._stop_soon()
         except SystemExit:
             self._stop_soon()
             if app := self._outer_config.context.get("app"):
                 app.exit()
+
+    async def _process(self, batch: Sequence[Delivery]) -> None:
+        await self.process_message(batch if self.options.batch else batch[0])
+
+    async def _process_in_transaction(self, batch: Sequence[Delivery]) -> None:
+        """Handler, what it publishes, and the end of its message are committed together, or none of them."""
+        assert self._outer_config.store is not None, "a consumer has a store"
+        await in_transaction(self._outer_config.store, batch, self._process)
 
     def _stop_soon(self) -> None:
         """Start nothing more, and drain from outside: a slot that waited for its own end would wait for ever."""

@@ -134,6 +134,20 @@ class Dialect(ABC):
     def stats(self) -> Statement:
         """Rows of `queue, ready, scheduled, leased, parked, oldest_age`."""
 
+    # Hops from one name to the next, one index probe each, instead of reading every row for a DISTINCT.
+    def queues(self) -> Statement:
+        """Rows of `queue`, by name."""
+        first = f"SELECT min(message.queue) FROM {self.outbox} AS message WHERE message.failure_reason IS NULL"
+        return Statement(
+            f"""WITH RECURSIVE name (queue) AS (
+                    {first}
+                    UNION ALL
+                    SELECT ({first} AND message.queue > name.queue) FROM name WHERE name.queue IS NOT NULL
+                )
+                SELECT queue FROM name WHERE queue IS NOT NULL""",
+            {},
+        )
+
     @abstractmethod
     def dead_counts(self) -> Statement:
         """Rows of `queue, count` of the dead-letter table."""

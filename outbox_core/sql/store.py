@@ -6,7 +6,8 @@ synchronously, and how to open a connection for a worker. Everything else is her
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Protocol, TypeAlias
@@ -28,6 +29,9 @@ class Executor(Protocol):
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
         """Run it and return its rows, if any; within a deadline."""
+
+    def together(self) -> AbstractAsyncContextManager[None]:
+        """What is executed meanwhile is one transaction."""
 
     async def close(self) -> None:
         """Never raises, never waits for a dead peer."""
@@ -56,6 +60,9 @@ class SqlStore(ABC):
         """The same on a synchronous session."""
 
     @abstractmethod
+    def transaction(self) -> AbstractAsyncContextManager[object]: ...
+
+    @abstractmethod
     async def open(self) -> Executor:
         """A new connection for a worker, not from the application's pool."""
 
@@ -72,6 +79,11 @@ class SqlStore(ABC):
 
     def _insert(self, messages: Sequence[NewMessage], dialect: Dialect) -> Sequence[Statement]:
         return dialect.insert(messages, wake=self._notify and dialect.notifies)
+
+    async def complete(self, deliveries: Sequence[Delivery], session: object) -> set[int]:
+        acked = Settlements(acked=deliveries, moved=(), dead=())
+        answers = await self.run(lambda dialect: dialect.settle(acked, worker=""), session)
+        return {row[0] for rows in answers for row in rows}
 
     async def cancel_timer(self, queue: str, timer_id: str, session: object | None) -> bool:
         return bool(await self._one(lambda dialect: dialect.cancel_timer(queue, timer_id), session))
@@ -123,6 +135,9 @@ class SqlStore(ABC):
         if self.tables.queues is not None:
             statements.append(dialect.paused_queues())
         return statements
+
+    async def queues(self) -> list[str]:
+        return [row[0] for row in await self._one(lambda dialect: dialect.queues(), None)]
 
     async def set_paused(self, queue: str, paused: bool, session: object | None) -> None:
         await self._one(lambda dialect: dialect.set_paused(queue, paused), session)
@@ -197,15 +212,12 @@ class SqlLink:
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
         statements = self._dialect.settle(Settlements.of(settlements), worker=worker)
         if not self._dialect.settles_in_transaction or len(statements) < 2:
-            return {row[0] for statement in statements for row in await self._executor.execute(statement)}
-        await self._executor.execute(Statement("BEGIN IMMEDIATE", {}))
-        try:
-            ours = {row[0] for statement in statements for row in await self._executor.execute(statement)}
-            await self._executor.execute(Statement("COMMIT", {}))
-        except BaseException:
-            await self._executor.execute(Statement("ROLLBACK", {}))
-            raise
-        return ours
+            return await self._ids(statements)
+        async with self._executor.together():
+            return await self._ids(statements)
+
+    async def _ids(self, statements: Sequence[Statement]) -> set[int]:
+        return {row[0] for statement in statements for row in await self._executor.execute(statement)}
 
     async def notify(self, payload: str) -> None:
         await self._executor.execute(self._dialect.notify(payload))
@@ -215,6 +227,18 @@ class SqlLink:
 
     async def close(self) -> None:
         await self._executor.close()
+
+
+@asynccontextmanager
+async def begun(executor: Executor, begin: str = "BEGIN IMMEDIATE") -> AsyncIterator[None]:
+    """`Executor.together` by statements, on a connection in autocommit."""
+    await executor.execute(Statement(begin, {}))
+    try:
+        yield
+        await executor.execute(Statement("COMMIT", {}))
+    except BaseException:
+        await executor.execute(Statement("ROLLBACK", {}))
+        raise
 
 
 async def _insist(executor: Executor, statement: Statement) -> None:

@@ -20,10 +20,11 @@ async def ignore(deliveries: Sequence[Delivery]) -> None: ...
 
 
 @asynccontextmanager
-async def working(store: MemoryStore, consumer: Consumer) -> AsyncIterator[Worker]:
+async def working(store: MemoryStore, *consumers: Consumer) -> AsyncIterator[Worker]:
     worker = Worker(store)
     await worker.start()
-    worker.add(consumer)
+    for consumer in consumers:
+        worker.add(consumer)
     try:
         yield worker
     finally:
@@ -122,26 +123,64 @@ async def test_a_handler_that_never_waits_lets_others_have_the_loop() -> None:
     assert turns >= 10
 
 
-async def test_each_slot_enters_its_context_once_and_leaves_it_at_the_end() -> None:
-    store = MemoryStore()
-    entered, left, inside = [], [], []
+class Lanes:
+    """One lane, for any number of consumers."""
+
+    def __init__(self) -> None:
+        self._free = asyncio.Lock()
+        self.entered = 0
 
     @asynccontextmanager
-    async def context() -> AsyncIterator[None]:
-        entered.append(asyncio.current_task())
-        yield
-        left.append(asyncio.current_task())
+    async def __call__(self) -> AsyncIterator[None]:
+        async with self._free:
+            self.entered += 1
+            yield
 
-    async def handle(deliveries: Sequence[Delivery]) -> None:
-        inside.append(asyncio.current_task())
 
-    consumer = Consumer(ConsumerOptions.of("orders", {"max_workers": 3}), handle, context=context)
-    await store.insert([compose("", "orders") for _ in range(30)], None)
+async def test_each_delivery_is_handled_in_a_lane() -> None:
+    store, lanes = MemoryStore(), Lanes()
+    consumer = Consumer(ConsumerOptions.of("orders", {}), ignore, lane=lanes)
+    await store.insert([compose("", "orders") for _ in range(3)], None)
 
     async with working(store, consumer):
-        await until(lambda: consumer.completed == 30)
-        assert left == []
+        await until(lambda: consumer.completed == 3)
 
-    assert len(set(entered)) == len(entered) == 3
-    assert set(left) == set(entered)
-    assert set(inside) <= set(entered)
+    assert lanes.entered == 3
+
+
+async def test_consumers_that_share_a_lane_take_turns() -> None:
+    store, lanes = MemoryStore(), Lanes()
+    running = most = 0
+
+    async def handle(deliveries: Sequence[Delivery]) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+
+    consumers = [Consumer(ConsumerOptions.of(queue, {"max_workers": 3}), handle, lane=lanes) for queue in ("a", "b")]
+    await store.insert([compose("", queue) for queue in ("a", "b") for _ in range(10)], None)
+
+    async with working(store, *consumers):
+        await until(lambda: [consumer.completed for consumer in consumers] == [10, 10])
+
+    assert most == 1
+
+
+async def test_what_waits_for_a_lane_is_given_back_at_a_stop() -> None:
+    store, lanes = MemoryStore(), Lanes()
+    started = asyncio.Event()
+
+    async def handle(deliveries: Sequence[Delivery]) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    consumer = Consumer(ConsumerOptions.of("orders", {"max_workers": 2}), handle, lane=lanes)
+    await store.insert([compose(body, "orders") for body in ("running", "waiting")], None)
+    async with working(store, consumer):
+        await started.wait()
+        await until(lambda: consumer.in_hand == 2)
+
+    waiting = [message for message in await store.fetch_unprocessed(None, 10, None) if message.payload == b"waiting"]
+    assert [(message.leased, message.deliveries_count) for message in waiting] == [(False, 0)]

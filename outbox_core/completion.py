@@ -1,0 +1,55 @@
+"""Exactly-once effect: what a handler writes, what it publishes and the end of its own message are one transaction.
+
+    begin --> handler --> ack? --yes--> delete the row, if its lease is ours --> commit
+                           \\--no---------------------------\\--no--> roll back
+
+A message that is rolled back goes the way of every other: its outcome is settled, or its new owner handles it.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from outbox_core.message import Completion, Delivery
+from outbox_core.outcome import Ack
+from outbox_core.store import Store
+
+
+class _RolledBack(Exception):
+    """Ends the transaction without anything having failed."""
+
+
+async def in_transaction(
+    store: Store, batch: Sequence[Delivery], handle: Callable[[Sequence[Delivery]], Awaitable[object]]
+) -> None:
+    """Run *handle* in a transaction of *store* that completes *batch*; raises what *handle* or the commit raises.
+
+    Rolls back unless every message is acked and still ours. A commit whose answer is lost counts as failed; if it took
+    place after all, the rows are gone, so that nothing is repeated.
+    """
+    try:
+        async with store.transaction() as session:
+            for delivery in batch:
+                delivery.session = session
+            await handle(batch)
+            if not await _complete(store, batch, session):
+                raise _RolledBack
+    except _RolledBack:
+        _mark(batch, None)
+    except BaseException:
+        _mark(batch, None)
+        raise
+    else:
+        _mark(batch, "committed")
+
+
+async def _complete(store: Store, batch: Sequence[Delivery], session: object) -> bool:
+    """Delete the rows in the transaction; False if it must not be committed."""
+    if not all(isinstance(delivery.vote, Ack) for delivery in batch):
+        return False
+    _mark(batch, "asked")  # from now on a missing row is our own doing
+    ours = await store.complete(batch, session)
+    return len(ours) == len(batch)
+
+
+def _mark(batch: Sequence[Delivery], completion: Completion | None) -> None:
+    for delivery in batch:
+        delivery.completion = completion
