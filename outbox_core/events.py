@@ -14,7 +14,7 @@ from outbox_core.outcome import Outcome
 
 @dataclass(frozen=True, slots=True)
 class WorkerStarted:
-    """The engine claims from now on. `listening`: whether wake-ups arrive, or it polls."""
+    """The engine runs, and claims from `queues`. `listening`: whether wake-ups arrive, or it polls."""
 
     worker: str
     queues: tuple[str, ...]

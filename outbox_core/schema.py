@@ -45,7 +45,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """One index. `where` names columns of a partial index: those that must be null and those that must not."""
+    """One index. `where` names columns of a partial index: those that must be null and those that must not.
+
+    A unique index without a predicate is declared as a UNIQUE constraint, because that is how Django declares it.
+    """
 
     suffix: str
     columns: tuple[str, ...]
@@ -131,7 +134,11 @@ ARCHIVE = TableSpec(
     indexes=(Index("archived", ("archived_at",)),),
 )
 QUEUES = TableSpec(
-    columns=(Column("queue", "string", length=NAME_LENGTH), Column("paused_at", "timestamp", nullable=True)),
+    columns=(
+        Column("id", "identity"),
+        Column("queue", "string", length=NAME_LENGTH),
+        Column("paused_at", "timestamp", nullable=True),
+    ),
     indexes=(Index("queue", ("queue",), unique=True),),
 )
 

@@ -52,7 +52,7 @@ class Worker:
     def __init__(self, store: Store, *, name: str | None = None, observers: Sequence[Observer] = ()) -> None:
         self.store = store
         self.name = name or f"{socket.gethostname()}:{os.getpid()}:{token_hex(2)}"
-        self._observers = tuple(observers)
+        self._observers = list(observers)
         self._consumers: list[Consumer] = []
         self._tasks: list[asyncio.Task[Any]] = []
         self._question: asyncio.Task[bool] | None = None  # whether the database answers
@@ -64,16 +64,21 @@ class Worker:
 
     # Life
 
-    async def start(self) -> None:
+    def watch(self, observer: Observer) -> None:
+        """Have *observer* called with every event from now on; of single handler runs, from the next consumer on."""
+        self._observers.append(observer)
+
+    async def start(self, queues: Sequence[str] = ()) -> None:
         """Connect, check the tables, and start claiming for what is added. Does nothing if running.
 
+        *queues*: what is going to be added, for those who are told of the start.
         Raises `DatabaseUnavailable` or `SchemaMismatch`: a worker that cannot begin says so at once; later it survives.
         """
         async with self._life:
             if not self.running:
-                await self._start()
+                await self._start(queues)
 
-    async def _start(self) -> None:
+    async def _start(self, queues: Sequence[str]) -> None:
         await self._check_tables()
         self._claims = LinkKeeper("claim", self.store, self._observe)
         self._settles = LinkKeeper("settle", self.store, self._observe)
@@ -94,7 +99,7 @@ class Worker:
         loops = (self._claimer.run(), self._settler.run(), self._tend(), self._listen())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         await self._listen_tried.wait()
-        self._observe(WorkerStarted(self.name, self._claimer.queues, self._listening))
+        self._observe(WorkerStarted(self.name, tuple(queues), self._listening))
 
     async def _check_tables(self) -> None:
         for table, differences in (await self.store.differences()).items():

@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     Uuid,
     event,
     text,
@@ -115,20 +116,20 @@ def _make_table(metadata: MetaData, spec: TableSpec, name: str, schema: str | No
     check_identifier(what, name)
     if schema is not None:
         check_identifier("schema", schema)
-    columns = [_make_column(column, primary_key=column.name == spec.names[0]) for column in spec.columns]
-    table = Table(name, metadata, *columns, schema=schema, sqlite_autoincrement=spec.columns[0].kind == "identity")
+    table = Table(name, metadata, *map(_make_column, spec.columns), schema=schema, sqlite_autoincrement=True)
     for index in spec.indexes:
-        if index.columns == (spec.names[0],):
-            continue
-        where = None if index.where is None else text(index.where)
-        Index(
-            object_name(name, index.suffix),
-            *(table.c[column] for column in index.columns),
-            unique=index.unique,
-            postgresql_where=where,
-            sqlite_where=where,
-        )
+        _add_index(table, index)
     return table
+
+
+def _add_index(table: Table, index: described.Index) -> None:
+    name = object_name(table.name, index.suffix)
+    columns = [table.c[column] for column in index.columns]
+    if index.unique and index.where is None:
+        table.append_constraint(UniqueConstraint(*columns, name=name))
+        return
+    where = None if index.where is None else text(index.where)
+    Index(name, *columns, unique=index.unique, postgresql_where=where, sqlite_where=where)
 
 
 def _set_storage(table: Table) -> None:
@@ -142,12 +143,12 @@ def _set_storage(table: Table) -> None:
     event.listen(table, "after_create", set_them.execute_if(dialect="postgresql"))
 
 
-def _make_column(column: described.Column, *, primary_key: bool) -> Column[Any]:
+def _make_column(column: described.Column) -> Column[Any]:
     if column.kind == "identity":
         return Column(column.name, _TYPES["identity"], Identity(always=False), primary_key=True)
     kind = String(column.length) if column.kind == "string" else _TYPES[column.kind]
     default = None if column.default is None else _DEFAULTS[column.default]
-    return Column(column.name, kind, primary_key=primary_key, nullable=column.nullable, server_default=default)
+    return Column(column.name, kind, nullable=column.nullable, server_default=default)
 
 
 _TYPES: Mapping[str, TypeEngine[Any]] = {

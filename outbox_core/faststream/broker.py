@@ -171,8 +171,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         await self.connect()
         worker = self.config.broker_config.worker
         try:
-            if worker is not None and self.subscribers:
-                await worker.start()
+            if worker is not None and (queues := self.served_queues):
+                await worker.start(queues)
             await super().start()
         except BaseException:  # nothing goes on behind a start that failed
             if not self.running:
@@ -209,24 +209,48 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
             return False
         return True
 
+    @property
+    def served_queues(self) -> list[str]:
+        """The queues that this process consumes from once it is started, by name."""
+        return [queue for queue in self.subscribed_queues if self.config.broker_config.serves(queue)]
+
+    @property
+    def subscribed_queues(self) -> list[str]:
+        """The queues that have a subscriber here, by name."""
+        every = (cast("OutboxSubscriber", subscriber).queues for subscriber in self.subscribers)
+        return sorted({queue for queues in every for queue in queues})
+
     def serve(self, queues: Collection[str] | None = None, *, exclude: Collection[str] = ()) -> None:
         """From the next start on, consume from *queues* only, or with None from all; never from those to *exclude*.
 
         Raises `OptionError` for a queue that has no subscriber here.
         """
-        known = {queue for subscriber in self.subscribers for queue in cast("OutboxSubscriber", subscriber).queues}
+        known = self.subscribed_queues
         for queue in (*(queues or ()), *exclude):
             if queue not in known:
-                raise OptionError(f"no subscriber of queue {queue!r}; there are subscribers of {sorted(known)}")
-        chosen = (known if queues is None else set(queues)) - set(exclude)
+                raise OptionError(f"no subscriber of queue {queue!r}; there are subscribers of {known}")
+        chosen = set(known if queues is None else queues) - set(exclude)
         self.config.broker_config.serves = chosen.__contains__
+
+    def watch(self, observer: Observer) -> None:
+        """Have *observer* called with every event of the engine, from the next start on."""
+        worker = self.config.broker_config.worker
+        if worker is None:
+            raise NotStarted("this broker has no database, so there is nothing to watch; create it with an engine")
+        worker.watch(observer)
+
+    def halt(self) -> None:
+        """Let no handler begin any more; what has not begun is given back, and what runs goes on until `stop`."""
+        worker = self.config.broker_config.worker
+        if worker is not None:
+            worker.halt()
 
     async def drained(self) -> None:
         """Return once nothing is due in the subscribers' queues and nothing is in hand; what is scheduled later stays."""
         worker = self.config.broker_config.worker
         if worker is None or not self.running:
             raise NotStarted("this broker does not consume, so it drains nothing; start it first")
-        if self.subscribers:
+        if self.served_queues:
             await worker.drained()
 
     # Publishing

@@ -21,7 +21,7 @@ from outbox_core.faststream._compat import (
     get_broker_logger,
     make_logger_state,
 )
-from outbox_core.faststream.producer import SyncProducer, TransactionPolicy
+from outbox_core.faststream.producer import OutboxProducer, SyncProducer, TransactionPolicy
 from outbox_core.options import ConsumerOptions
 from outbox_core.slots import Lane
 from outbox_core.store import Store
@@ -42,7 +42,7 @@ class OutboxBrokerConfig(BrokerConfig):
     lane: Lane = nullcontext
     max_workers: int = 1
     serves: Callable[[str], bool] = _all_queues
-    sync_producer: SyncProducer = field(init=False)
+    sync_producer: OutboxProducer = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -84,21 +84,22 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         return tuple(f"{self._outer_config.prefix}{queue}" for queue in self.options.queues)
 
     @property
-    def _served(self) -> tuple[str, ...]:
+    def served_queues(self) -> tuple[str, ...]:
+        """Those from which this process consumes; see `OutboxBroker.serve`."""
         return tuple(queue for queue in self.queues if self._outer_config.serves(queue))
 
     # Life
 
     async def start(self) -> None:
         """Begin to consume; does nothing if it does already."""
-        if self._consumer is not None or not self._served:
+        if self._consumer is not None or not self.served_queues:
             return
         worker = self._outer_config.worker
         if worker is None:
             raise NotStarted(
                 f"subscriber of {', '.join(self.queues)} has no database; create the broker with an engine"
             )
-        await worker.start()
+        await worker.start(self.served_queues)
         consumer = self.make_consumer()
         await super().start()
         self.lock = nullcontext()  # upstream counts what is in flight; here the slots know
@@ -122,7 +123,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         return Consumer(
             replace(
                 self.options,
-                queues=self._served,
+                queues=self.served_queues,
                 max_workers=self._config.max_workers or self._outer_config.max_workers,
             ),
             self._handle,

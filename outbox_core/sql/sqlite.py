@@ -420,7 +420,7 @@ _TYPES = {
     "text": "text",
     "uuid": "char(32)",
     "bytes": "blob",
-    "json": "text",
+    "json": "json",
     "timestamp": "datetime",
 }
 
@@ -432,9 +432,7 @@ def _type_of(column: Column) -> str:
 def _known(kind: str) -> str:
     """A declared type as this module calls it: SQLite keeps whatever it was told."""
     kind = kind.lower()
-    if kind.startswith("varchar"):
-        return "varchar"
-    return "text" if kind == "json" else kind
+    return "varchar" if kind.startswith("varchar") else kind
 
 
 def _text(moment: datetime) -> str:

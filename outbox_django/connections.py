@@ -1,0 +1,155 @@
+"""Connections of a worker's own, made as Django makes them, and shared with nobody.
+
+Each lives in a thread of its own, so that the event loop never waits for it; a statement that takes too long is given up,
+and its socket shut down, because nothing else ends a thread's wait.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, suppress
+from copy import deepcopy
+from functools import partial
+from typing import Any, TypeVar
+
+from asgiref.sync import sync_to_async
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import atomic
+from django.db.utils import load_backend
+
+from outbox_core.sql import Executor, Row, Statement, begun
+from outbox_django.statements import execute, execute_on
+
+T = TypeVar("T")
+logger = logging.getLogger("outbox")
+
+DEADLINE = 10.0  # seconds to connect, and for any statement
+CLOSE_DEADLINE = 2.0  # seconds
+PREPARE_AFTER = 5  # executions; psycopg's own default, which Django switches off for the sake of poolers
+
+
+def own_wrapper(alias: str) -> BaseDatabaseWrapper:
+    """A new connection to *alias*, outside of any pool; to be used in the calling thread only."""
+    given = deepcopy(connections.settings[alias])
+    given |= {"AUTOCOMMIT": True, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": False}
+    given["OPTIONS"].pop("pool", None)
+    backend = load_backend(given["ENGINE"])
+    if _is_psycopg3(given["ENGINE"]):
+        # The same few statements for ever: PostgreSQL plans each once if the driver prepares them.
+        given["OPTIONS"].setdefault("prepare_threshold", PREPARE_AFTER)
+        given["OPTIONS"]["server_side_binding"] = given["OPTIONS"]["prepare_threshold"] is not None
+    wrapper: BaseDatabaseWrapper = backend.DatabaseWrapper(given, alias)
+    return wrapper
+
+
+def is_psycopg3(alias: str) -> bool:
+    """Whether the alias leads to PostgreSQL through psycopg 3, which can wait for notifications."""
+    return _is_psycopg3(connections.settings[alias]["ENGINE"])
+
+
+def _is_psycopg3(engine: str) -> bool:
+    if not engine.endswith((".postgresql", ".postgis")):
+        return False
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+    return bool(is_psycopg3)
+
+
+class OwnConnection(Executor):
+    """`Executor` on one connection in one thread."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox-connection")
+        self._wrapper: BaseDatabaseWrapper | None = None
+        self._running: Future[Any] | None = None
+
+    @classmethod
+    async def open(cls, alias: str) -> "OwnConnection":
+        """Connect to *alias*; raises what Django raises, or `TimeoutError`."""
+        connection = cls()
+        try:
+            await connection._in_thread(partial(connection._connect, alias))
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    def _connect(self, alias: str) -> None:
+        wrapper = own_wrapper(alias)
+        wrapper.connect()
+        self._wrapper = wrapper
+
+    async def execute(self, statement: Statement) -> Sequence[Row]:
+        return await self._in_thread(partial(self._execute, statement))
+
+    def _execute(self, statement: Statement) -> Sequence[Row]:
+        assert self._wrapper is not None, "it is open"
+        with self._wrapper.wrap_database_errors, self._wrapper.create_cursor() as cursor:
+            return execute_on(cursor, self._wrapper, statement)
+
+    def together(self) -> AbstractAsyncContextManager[None]:
+        return begun(self)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        self._running = self._thread.submit(work)
+        async with asyncio.timeout(DEADLINE):
+            return await asyncio.wrap_future(self._running)
+
+    async def close(self) -> None:
+        """Close it in its thread; if that still waits for the database, end the wait first."""
+        if self._running is not None and not self._running.done():
+            self._interrupt()
+        closing = asyncio.wrap_future(self._thread.submit(self._close))
+        self._thread.shutdown(wait=False)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_DEADLINE):
+                await closing
+
+    def _close(self) -> None:
+        try:
+            if self._wrapper is not None:
+                self._wrapper.close()
+        except Exception:  # whatever is wrong with it, it is over
+            logger.debug("closing a connection failed", exc_info=True)
+
+    def _interrupt(self) -> None:
+        """From another thread: whatever waits for the server sees the end of the connection."""
+        driver: Any = None if self._wrapper is None else self._wrapper.connection
+        with suppress(Exception):  # the driver may be half-way through its own end
+            if hasattr(driver, "interrupt"):  # SQLite's
+                driver.interrupt()
+            elif hasattr(driver, "fileno"):
+                with socket.socket(fileno=socket.dup(driver.fileno())) as duplicate:
+                    duplicate.shutdown(socket.SHUT_RDWR)
+
+
+class BorrowedConnection(Executor):
+    """`Executor` on the caller's own connection, in whatever transaction it is: for a drain inside a test."""
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+
+    async def execute(self, statement: Statement) -> Sequence[Row]:
+        return await sync_to_async(execute)(connections[self._alias], statement)
+
+    def together(self) -> AbstractAsyncContextManager[None]:
+        return async_atomic(self._alias)
+
+    async def close(self) -> None:
+        """Nothing: it is the caller's."""
+
+
+class async_atomic:  # noqa: N801  named and used as Django's own
+    """`transaction.atomic(using=alias)` around asynchronous code, in the thread that its database work belongs to."""
+
+    def __init__(self, alias: str) -> None:
+        self._atomic = atomic(using=alias)
+
+    async def __aenter__(self) -> None:
+        await sync_to_async(self._atomic.__enter__)()
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await sync_to_async(self._atomic.__exit__)(*raised)

@@ -1,0 +1,81 @@
+"""Several worker processes under one parent, for more than one core.
+
+The parent handles nothing. It passes signals on, replaces a child that was killed, and ends when one cannot start. Children
+have a session of their own, so that Ctrl-C reaches them through the parent only and once; they drain if it is gone.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger("outbox")
+
+RESTART_PAUSE = 1.0  # seconds before a child that was killed is replaced
+
+
+class Supervisor:
+    """Starts *count* processes that run the command with *options*."""
+
+    def __init__(self, count: int, options: Mapping[str, Any]) -> None:
+        self._count = count
+        self._options = dict(options)
+        self._children: dict[int, BaseProcess] = {}  # by sentinel
+        self._stopping = False
+        self._exit_code = 0
+
+    def run(self) -> int:
+        """Return the exit code when all children have ended: the worst of theirs."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+        for _ in range(self._count):
+            self._start()
+        while self._children:
+            ended = wait(list(self._children))
+            for sentinel in [sentinel for sentinel in self._children if sentinel in ended]:
+                self._ended(self._children.pop(sentinel))
+        return self._exit_code
+
+    def _start(self) -> None:
+        child = multiprocessing.get_context("spawn").Process(target=run_child, args=(self._options,))
+        child.start()
+        self._children[child.sentinel] = child
+
+    def _ended(self, child: BaseProcess) -> None:
+        child.join()
+        code = child.exitcode or 0
+        if code < 0 and not self._stopping:
+            logger.warning("worker process %s was killed by signal %d; starting another", child.pid, -code)
+            time.sleep(RESTART_PAUSE)
+            if not self._stopping:
+                self._start()
+            return
+        self._exit_code = max(self._exit_code, code if code >= 0 else 128 - code)
+        if code > 0 and not self._stopping:
+            logger.error("worker process %s ended with exit code %d; stopping the others", child.pid, code)
+            self._stop_all(signal.SIGTERM)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._stop_all(number)
+
+    def _stop_all(self, number: int) -> None:
+        self._stopping = True
+        for child in self._children.values():
+            if child.pid is not None:
+                os.kill(child.pid, number)
+
+
+def run_child(options: dict[str, Any]) -> None:
+    """One worker process; ends with its exit code."""
+    os.setsid()
+    import django
+    from django.core.management import call_command
+
+    django.setup()
+    call_command("outbox_worker", **{**options, "processes": 1, "skip_checks": True})

@@ -1,0 +1,138 @@
+"""`settings.OUTBOX`: read once, checked as a whole, and read again only when a test overrides it.
+
+    OUTBOX = {"TABLE": "events_outbox", "CONCURRENCY": 8}
+
+Every key may be left out, and so may the whole setting. The tables' names, their schema and who makes them are fixed when
+the models are imported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import cache, cached_property
+from math import isfinite
+from typing import Any, Literal, TypeAlias, cast
+
+from django.conf import settings
+from django.core.signals import setting_changed
+
+from outbox_core.errors import InvalidName, WrongType
+from outbox_core.options import MAX_WORKERS
+from outbox_core.schema import Tables, check_identifier
+from outbox_django.errors import InvalidSettings
+
+TransactionPolicy: TypeAlias = Literal["error", "warn", "ignore"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutboxSettings:
+    """The keys in lower case, with their defaults.
+
+    `database`: the alias whose database has the tables; None asks the database routers. `table`: the outbox table, after
+    which the others are named (`<table>_dlq`, `<table>_queues`, `<table>_archive`). `schema`: PostgreSQL's; None for the
+    connection's own. `managed`: whether Django's migrations make the tables; False if Alembic or a DBA does. `archive`:
+    keep handled messages instead of deleting them. `require_transaction`: what `publish` does outside `atomic()`.
+    `notify`: whether publishers wake sleeping workers. `listen_database`: an alias that leads a worker's own connections
+    past a pooler. `autodiscover`: the module in which each app has its handlers. `broker`: dotted path of the project's
+    own `outbox_django.OutboxBroker`; None makes one. `concurrency`: handlers that run at once in a worker process, each
+    with a thread and a connection of its own. `graceful_timeout`: seconds that handlers get when a worker stops.
+    `conn_max_age`: seconds after which a handler's connection is replaced, None for never; it takes the place of
+    `CONN_MAX_AGE` in handlers, where a new connection for each message would cost more than everything else.
+    """
+
+    database: str | None = None
+    table: str = "outbox"
+    schema: str | None = None
+    managed: bool = True
+    archive: bool = False
+    require_transaction: TransactionPolicy = "error"
+    notify: bool = True
+    listen_database: str | None = None
+    autodiscover: str = "outbox"
+    broker: str | None = None
+    concurrency: int = 4
+    graceful_timeout: float = 25.0
+    conn_max_age: float | None = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("database", "schema", "listen_database", "broker"):
+            _check(name, getattr(self, name), "a str or None", lambda value: value is None or _is_text(value))
+        for name in ("table", "autodiscover"):
+            _check(name, getattr(self, name), "a str", _is_text)
+        for name in ("managed", "archive", "notify"):
+            _check(name, getattr(self, name), "True or False", lambda value: isinstance(value, bool))
+        policies = ("error", "warn", "ignore")
+        _check("require_transaction", self.require_transaction, f"one of {policies}", lambda value: value in policies)
+        _check(
+            "concurrency",
+            self.concurrency,
+            f"an int between 1 and {MAX_WORKERS:,}",
+            lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_WORKERS,
+        )
+        _check("graceful_timeout", self.graceful_timeout, "a number of seconds >= 0", _is_duration)
+        _check(
+            "conn_max_age",
+            self.conn_max_age,
+            "a number of seconds >= 0, or None",
+            lambda value: value is None or _is_duration(value),
+        )
+        try:
+            check_identifier('OUTBOX["TABLE"]', self.table)
+            assert self.tables  # the names that follow from it fit too
+        except (InvalidName, WrongType) as error:
+            raise InvalidSettings(str(error)) from None
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The tables that are used. Migrations make the archive too, so that it can be switched on later."""
+        return Tables(
+            outbox=self.table,
+            dead_letters=f"{self.table}_dlq",
+            archive=f"{self.table}_archive" if self.archive else None,
+            queues=f"{self.table}_queues",
+            schema=self.schema,
+        )
+
+    def db_table(self, suffix: str = "") -> str:
+        """A table's name as `Meta.db_table` has it: Django quotes what is not quoted yet."""
+        name = f"{self.table}{suffix}"
+        return f'"{self.schema}"."{name}"' if self.schema else name
+
+
+@cache
+def outbox_settings() -> OutboxSettings:
+    """The checked settings. Raises `InvalidSettings`, which is an `ImproperlyConfigured`."""
+    given: object = getattr(settings, "OUTBOX", {})
+    if not isinstance(given, Mapping):
+        raise InvalidSettings(f"settings.OUTBOX must be a dict, got {type(given).__name__}")
+    known = {field.name.upper(): field.name for field in fields(OutboxSettings)}
+    for key in given:
+        if key not in known:
+            raise InvalidSettings(f"settings.OUTBOX has an unknown key {key!r}; {_closest(str(key), list(known))}")
+    return OutboxSettings(**{known[key]: value for key, value in cast("Mapping[str, Any]", given).items()})
+
+
+def _closest(key: str, known: list[str]) -> str:
+    close = get_close_matches(key.upper(), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+
+
+def _check(name: str, value: object, expected: str, holds: Any) -> None:
+    if not holds(value):
+        raise InvalidSettings(f'OUTBOX["{name.upper()}"] must be {expected}, got {value!r}')
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value >= 0
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    if setting == "OUTBOX":
+        outbox_settings.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="outbox_django.settings")

@@ -1,0 +1,183 @@
+"""The core's port on Django's connections.
+
+Publishing and operating happen on the caller's connection, in its transaction. A worker's statements run on connections of
+its own, made from the same settings.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+from asgiref.sync import sync_to_async
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import atomic
+from django.utils.connection import ConnectionDoesNotExist
+
+from outbox_core.errors import DatabaseUnavailable, SchemaMismatch, WrongDatabase, WrongType
+from outbox_core.schema import Tables
+from outbox_core.sql import Dialect, Maker, Row, SqlStore, dialect_for
+from outbox_core.sql.refusals import first_line, is_read_only, is_schema_refused
+from outbox_core.sql.store import SqlLink
+from outbox_core.store import Link, Listener
+from outbox_django.connections import BorrowedConnection, OwnConnection, async_atomic
+from outbox_django.errors import ReadOnlyDatabase
+from outbox_django.lanes import Lane, check_connections, current_lane
+from outbox_django.listen import listen_on
+from outbox_django.settings import outbox_settings
+from outbox_django.statements import execute
+
+
+@dataclass(frozen=True, slots=True)
+class AtomicBlock:
+    """A transaction that is open in a lane; what `session` is while a transactional handler runs."""
+
+    alias: str
+    lane: Lane
+
+
+class DjangoStore(SqlStore):
+    """`Store` on one alias of `settings.DATABASES`. A session is an alias, an `AtomicBlock`, or None for this one's."""
+
+    def __init__(
+        self,
+        alias: str | None = None,
+        tables: Tables | None = None,
+        *,
+        notify: bool = True,
+        listen_alias: str | None = None,
+        conn_max_age: float | None = None,
+    ) -> None:
+        self._alias = alias
+        self._listen_alias = listen_alias
+        self._conn_max_age = conn_max_age
+        self._dialects: dict[str, Dialect] = {}
+        super().__init__(tables or outbox_settings().tables, None, notify=notify)
+
+    @property
+    def alias(self) -> str:
+        """The alias that was given, or where the routers write the model; looked up when it is needed."""
+        if self._alias is None:
+            from outbox_django.models import OutboxMessage
+
+            return router.db_for_write(OutboxMessage)
+        return self._alias
+
+    @alias.setter
+    def alias(self, alias: str) -> None:
+        self._alias = alias
+        self.dialect = None
+
+    @property
+    def name(self) -> str:
+        given = connections.settings[self.alias]
+        place = f"{given.get('HOST') or ''}:{given['PORT']}" if given.get("PORT") else given.get("HOST") or ""
+        schema = f"{self.tables.schema}." if self.tables.schema else ""
+        return f"{_vendor(given['ENGINE'])}://{place}/{given['NAME']}/{schema}{self.tables.outbox}"
+
+    # On the caller's connection
+
+    def run_sync(self, make: Maker, session: object) -> Sequence[Sequence[Row]]:
+        connection = self.connection(session)
+        statements = make(self._dialect_of(connection))
+        with self._named_errors(connection), _all_or_none(connection, len(statements)):
+            return [execute(connection, statement) for statement in statements]
+
+    async def run(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
+        if isinstance(session, AtomicBlock):
+            with session.lane.entered():
+                return await sync_to_async(self.run_sync)(make, session)
+        return await sync_to_async(self._run_checked)(make, session)
+
+    def _run_checked(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
+        check_connections()
+        return self.run_sync(make, session)
+
+    def connection(self, session: object) -> BaseDatabaseWrapper:
+        """The current thread's connection for *session*."""
+        match session:
+            case None:
+                alias = self.alias
+            case str():
+                alias = session
+            case AtomicBlock():
+                alias = session.alias
+            case _:
+                raise WrongType("using", "the alias of a database", session)
+        try:
+            return connections[alias]
+        except ConnectionDoesNotExist:
+            known = ", ".join(repr(one) for one in connections)
+            raise WrongDatabase(f"there is no database {alias!r} in settings.DATABASES; known are {known}") from None
+
+    def _dialect_of(self, connection: BaseDatabaseWrapper) -> Dialect:
+        vendor = connection.vendor
+        if vendor not in self._dialects:
+            self._dialects[vendor] = dialect_for(vendor, self.tables)
+        if self.dialect is None and connection.alias == self.alias:
+            self.dialect = self._dialects[vendor]
+        return self._dialects[vendor]
+
+    @contextmanager
+    def _named_errors(self, connection: BaseDatabaseWrapper) -> Iterator[None]:
+        """What the database says about its tables or itself, with the way out."""
+        try:
+            yield
+        except DatabaseError as error:
+            cause = error.__cause__ or error
+            if is_schema_refused(cause):
+                raise SchemaMismatch(
+                    self.tables.outbox, [f"{first_line(cause)}; run manage.py migrate outbox"]
+                ) from error
+            if is_read_only(cause):
+                raise ReadOnlyDatabase(
+                    f"database {connection.alias!r} takes no writes ({first_line(cause)}); pass using= the alias of the "
+                    "primary, or have a database router send the outbox there"
+                ) from error
+            raise
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AtomicBlock]:
+        """`atomic()` in the current lane, or in one for this transaction alone."""
+        lane = current_lane()
+        own = Lane(self._conn_max_age) if lane is None else None
+        block = AtomicBlock(self.alias, lane or own)  # type: ignore[arg-type]  # one of them is there
+        try:
+            with block.lane.entered():
+                await sync_to_async(check_connections)()
+                async with async_atomic(block.alias):
+                    yield block
+        finally:
+            if own is not None:
+                await own.close()
+
+    # Connections of a worker's own
+
+    async def open(self) -> OwnConnection:
+        alias = self._listen_alias or self.alias
+        self._dialect_of(self.connection(self.alias))
+        try:
+            return await OwnConnection.open(alias)
+        except (OSError, TimeoutError, InterfaceError, OperationalError) as error:
+            raise self._unavailable(error) from error
+
+    async def listen(self, heard: Callable[[str], None]) -> Listener | None:
+        return await listen_on(self._listen_alias or self.alias, self.tables.channel, heard)
+
+    def borrowed_link(self) -> Link:
+        """A link on the caller's own connection, which stays the caller's."""
+        return SqlLink(BorrowedConnection(self.alias), self._dialect_of(self.connection(None)))
+
+    def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
+        return DatabaseUnavailable(
+            f"cannot use {self.name}: {first_line(error.__cause__ or error)}; check that it runs and that this process "
+            "may connect"
+        )
+
+
+def _all_or_none(connection: BaseDatabaseWrapper, statements: int) -> AbstractContextManager[None]:
+    return atomic(using=connection.alias) if statements > 1 else nullcontext()
+
+
+def _vendor(engine: str) -> str:
+    return engine.rpartition(".")[2]

@@ -1,0 +1,179 @@
+"""One worker process: what `manage.py outbox_worker` runs.
+
+    connect --> say what is served --> handle --> a signal, or nothing left --> drain --> exit code
+
+The first SIGTERM or SIGINT drains: nothing more is claimed, what has not begun is given back, handlers may finish. The second
+ends the process at once; the leases of what it held run out, and others deliver it.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from outbox_core.events import Event, Handled
+from outbox_core.waiting import within
+from outbox_django.faststream import OutboxBroker
+
+logger = logging.getLogger("outbox")
+
+HEALTH_INTERVAL = 2.0  # seconds between looks at the worker's health
+PING_TIMEOUT = 5.0
+DRAIN_MARGIN = 10.0  # seconds for the last outcomes and the end of connections
+
+
+class Exit(IntEnum):
+    """What the process says when it ends; a second signal adds 128 to its number instead."""
+
+    CLEAN = 0
+    FAILED = 1
+    USAGE = 2
+    ABANDONED = 3  # handlers were cut when graceful_timeout had passed; their messages are delivered again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """`drain`: end when nothing is due. `once`: end after one message, or when none is due. `health_file` is touched while
+    the worker makes progress, and removed at the end."""
+
+    concurrency: int | None = None
+    graceful_timeout: float | None = None
+    drain: bool = False
+    once: bool = False
+    health_file: Path | None = None
+
+
+class WorkerProcess:
+    """A broker that consumes until somebody or something says that it is enough."""
+
+    def __init__(self, broker: OutboxBroker, options: WorkerOptions) -> None:
+        self._broker = broker
+        self._options = options
+        self._enough: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def run(self) -> Exit:
+        """Work; raises what the broker's start raises."""
+        self._enough = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._configure()
+        await self._broker.start()
+        try:
+            self._announce()
+            await self._warn_of_orphans()
+            await self._work(self._enough)
+        finally:
+            await self._broker.stop()
+        return self._report()
+
+    def stop(self) -> None:
+        """Drain; callable from any thread, and before it runs."""
+        if self._loop is not None and self._enough is not None:
+            self._loop.call_soon_threadsafe(self._enough.set)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a drain may take."""
+        return (self._broker.config.graceful_timeout or 0) + DRAIN_MARGIN
+
+    def listen_to_signals(self) -> None:
+        """The first drains, the second ends the process. To be called in the running loop of the main thread."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if self._enough is None or not self._enough.is_set():
+            logger.info("%s: draining; once more to end at once", number.name)
+            self.stop()
+            return
+        logger.warning("%s again: ending at once; what was in hand will be delivered again", number.name)
+        leave(128 + number)
+
+    # Steps
+
+    def _configure(self) -> None:
+        options = self._options
+        if options.once:
+            self._broker.set_concurrency(1)
+            self._broker.watch(self._halt_after_one)
+        elif options.concurrency is not None:
+            self._broker.set_concurrency(options.concurrency)
+        if options.graceful_timeout is not None:
+            self._broker.config.broker_config.graceful_timeout = options.graceful_timeout
+
+    def _halt_after_one(self, event: Event) -> None:
+        if isinstance(event, Handled):
+            self._broker.halt()
+            self.stop()
+
+    def _announce(self) -> None:
+        logger.info(
+            "worker on %s: queues %s; %d at once",
+            self._broker.store.name,
+            ", ".join(self._broker.served_queues),
+            self._broker.lanes.size,
+        )
+
+    async def _warn_of_orphans(self) -> None:
+        """Messages that no handler of this project takes would wait for ever, unseen."""
+        known = self._broker.subscribed_queues
+        for queue in await self._broker.store.queues():
+            if queue not in known:
+                logger.warning(
+                    "queue %r has messages and no handler in this project; they wait until somebody handles it", queue
+                )
+
+    async def _work(self, enough: asyncio.Event) -> None:
+        ends: list[asyncio.Task[object]] = [asyncio.create_task(enough.wait())]
+        if self._options.drain or self._options.once:
+            ends.append(asyncio.create_task(self._broker.drained()))
+        health = asyncio.create_task(self._show_health())
+        try:
+            await asyncio.wait([*ends, health], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            enough.set()
+            await asyncio.gather(health)
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+    async def _show_health(self) -> None:
+        assert self._enough is not None, "it runs"
+        path = self._options.health_file
+        if path is None:
+            await self._enough.wait()
+            return
+        healthy = True
+        try:
+            while not self._enough.is_set():
+                was_healthy, healthy = healthy, await self._broker.ping(PING_TIMEOUT)
+                if healthy:
+                    path.touch()
+                elif was_healthy:
+                    logger.error("the worker makes no progress; %s is not touched until it does", path)
+                await within(HEALTH_INTERVAL, self._enough.wait())
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _report(self) -> Exit:
+        stuck = self._broker.lanes.busy
+        logger.info("stopped after %d messages", self._broker.settled)
+        if stuck or self._broker.abandoned:
+            logger.warning("%d handlers did not end in time; their messages will be delivered again", max(stuck, 1))
+            return Exit.ABANDONED
+        return Exit.CLEAN
+
+
+def leave(code: int) -> None:
+    """End the process now: a thread that is stuck in a handler would keep it for ever."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
