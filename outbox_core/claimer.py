@@ -57,7 +57,7 @@ class Claimer:
         self._armed: Armed | None = None
         self._poll = 0.0
         self.listening: Callable[[], bool] = lambda: False
-        self._exhausted = asyncio.Event()
+        self._asking: list[asyncio.Future[None]] = []  # who waits for `exhausted`
 
     # Who wants messages
 
@@ -90,15 +90,27 @@ class Claimer:
             self._wake.set()
 
     async def exhausted(self) -> None:
-        """Return once a look that began with empty hands has found nothing due."""
-        self._exhausted.clear()
+        """Return once a look that began after this call, with empty hands, has found nothing due; or at the end."""
+        asked = asyncio.get_running_loop().create_future()
+        self._asking.append(asked)
         self.nudge()
-        await self._exhausted.wait()
+        await asked
+
+    def empty_handed(self) -> None:
+        """Everything that was claimed is settled."""
+        if self._asking:
+            self.nudge()
 
     # The loop
 
     async def run(self) -> None:
         """Claim until `stop`; never ends half-way through a claim."""
+        try:
+            await self._claim_until_stopped()
+        finally:
+            self._answer(self._asking)
+
+    async def _claim_until_stopped(self) -> None:
         while not self._stopping:
             self._wake.clear()
             try:
@@ -116,24 +128,34 @@ class Claimer:
         self._wake.set()
 
     async def _look(self) -> None:
-        if monotonic() - self._surveyed >= SURVEY_EVERY:
+        asking = [*self._asking] if self._settler.idle else []
+        if asking or monotonic() - self._surveyed >= SURVEY_EVERY:  # they ask for priorities that are new, too
             await self._survey()
         hungry = [consumer for consumer in self._each_consumer() if consumer.wants_more()]
         if not hungry or self._settler.unsettled > MAX_UNSETTLED:
+            if not self._consumers:
+                self._answer(asking)
             await self._disarm()
             for consumer in self._each_consumer():  # nobody tells us of messages, so a free slot has to ask
                 consumer.more = True
             await self._wait(SURVEY_EVERY)
             return
-        empty_handed = self._settler.idle and len(hungry) == len(self._each_consumer())
+        everyone = len(hungry) == len(self._each_consumer())
         found = await self._claim(hungry)
-        if empty_handed and not found and not any(consumer.more for consumer in hungry):
-            self._exhausted.set()
+        if everyone and not found and not any(consumer.more for consumer in hungry):
+            self._answer(asking)
         if found:
             self._found_before, self._found_at = self._found_at, monotonic()
             self._poll = 0.0
         if not any(consumer.more for consumer in hungry) and not self._stopping:
             await self._rest(hungry)
+
+    def _answer(self, asking: Sequence[asyncio.Future[None]]) -> None:
+        """Tell them that nothing is due any more."""
+        for asked in asking:
+            if not asked.done():
+                asked.set_result(None)
+        self._asking = [asked for asked in self._asking if not asked.done()]
 
     def _each_consumer(self) -> list[Consumer]:
         return list(dict.fromkeys(self._consumers.values()))

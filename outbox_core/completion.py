@@ -9,7 +9,7 @@ A message that is rolled back goes the way of every other: its outcome is settle
 from collections.abc import Awaitable, Callable, Sequence
 
 from outbox_core.message import Completion, Delivery
-from outbox_core.outcome import Ack
+from outbox_core.outcome import Ack, Snooze
 from outbox_core.store import Store
 
 
@@ -20,10 +20,11 @@ class _RolledBack(Exception):
 async def in_transaction(
     store: Store, batch: Sequence[Delivery], handle: Callable[[Sequence[Delivery]], Awaitable[object]]
 ) -> None:
-    """Run *handle* in a transaction of *store* that completes *batch*; raises what *handle* or the commit raises.
+    """Run *handle*, which votes, in a transaction of *store* that completes *batch*; raises what it or the commit raises.
 
-    Rolls back unless every message is acked and still ours. A commit whose answer is lost counts as failed; if it took
-    place after all, the rows are gone, so that nothing is repeated.
+    Rolls back unless every message is acked and still ours; then an ack no longer counts, because what it stood for is
+    undone: the message comes back at once, and nothing has failed. A commit that fails, or whose answer is lost, counts as
+    a failure of the handler; if it took place after all, the rows are gone, so that nothing is repeated.
     """
     try:
         async with store.transaction() as session:
@@ -33,8 +34,11 @@ async def in_transaction(
             if not await _complete(store, batch, session):
                 raise _RolledBack
     except _RolledBack:
+        _withdraw_acks(batch, Snooze(0.0))
         _mark(batch, None)
     except BaseException:
+        if any(delivery.completion == "asked" for delivery in batch):  # the database failed, not the handler
+            _withdraw_acks(batch, None)
         _mark(batch, None)
         raise
     else:
@@ -48,6 +52,12 @@ async def _complete(store: Store, batch: Sequence[Delivery], session: object) ->
     _mark(batch, "asked")  # from now on a missing row is our own doing
     ours = await store.complete(batch, session)
     return len(ours) == len(batch)
+
+
+def _withdraw_acks(batch: Sequence[Delivery], instead: Snooze | None) -> None:
+    for delivery in batch:
+        if isinstance(delivery.vote, Ack):
+            delivery.vote = instead
 
 
 def _mark(batch: Sequence[Delivery], completion: Completion | None) -> None:

@@ -5,6 +5,7 @@ message and go. There is no lease to extend and nobody to share with; for everyt
 """
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
 from time import perf_counter
 
 from outbox_core.dispatch import refuse
@@ -65,7 +66,7 @@ async def _run(link: Link, consumer: Consumer, batch: list[Delivery]) -> list[Ha
     error: Exception | None = None
     started = perf_counter()
     try:
-        async with consumer.lane():
+        async with consumer.lane() if consumer.lane is not None else nullcontext():
             await consumer.handle(batch)
     except Exception as raised:
         error = raised

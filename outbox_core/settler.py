@@ -48,6 +48,7 @@ class Settler:
         self._watched = monotonic()
         self._works = False  # whether any was written since the last of these failures
         self.scheduled: Callable[[], None] = lambda: None  # called when messages were given a new time
+        self.emptied: Callable[[], None] = lambda: None  # called when nothing is held any more
 
     # What is ours
 
@@ -85,7 +86,10 @@ class Settler:
         self._outcomes.pop(delivery, None)
         self._unanswered.discard(delivery)
         self._refusals.pop(delivery, None)
-        return self._held.pop(delivery, None) is not None
+        held = self._held.pop(delivery, None) is not None
+        if held and not self._held:
+            self.emptied()
+        return held
 
     async def begin(self, delivery: Delivery) -> bool:
         """Count the delivery before its handler starts. False: it is not ours any more."""

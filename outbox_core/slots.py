@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from time import monotonic, perf_counter
 from typing import TypeAlias
 
@@ -52,7 +52,7 @@ class Consumer:
         *,
         silence: Silence = "ack",
         ack_first: bool = False,
-        lane: Lane = nullcontext,
+        lane: Lane | None = None,
     ) -> None:
         self.options = options
         self.more = True  # whether the last claim left messages behind
@@ -179,10 +179,13 @@ class Consumer:
 
     async def _slot(self) -> None:
         yielded = perf_counter()
-        while await self._filled():
-            async with self.lane():
-                if batch := self._take():
-                    await self._deliver_or_release(batch)
+        while self._buffer or await self._filled():
+            if self.lane is None:
+                await self._deliver_or_release(self._take())
+            else:
+                async with self.lane():
+                    if self._buffer:  # others may have taken it meanwhile
+                        await self._deliver_or_release(self._take())
             if (now := perf_counter()) - yielded > YIELD_EVERY:
                 await asyncio.sleep(0)
                 yielded = now
@@ -207,9 +210,10 @@ class Consumer:
         return True
 
     def _take(self) -> list[Delivery]:
-        """What one handler run gets; nothing, if others took it while this slot waited for its lane."""
-        most = self.options.max_records if self.options.batch else 1
-        return [self._buffer.popleft() for _ in range(min(len(self._buffer), most))]
+        """What one handler run gets."""
+        if not self.options.batch:
+            return [self._buffer.popleft()]
+        return [self._buffer.popleft() for _ in range(min(len(self._buffer), self.options.max_records))]
 
     def _wake_one(self) -> None:
         while self._waiting:

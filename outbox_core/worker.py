@@ -92,6 +92,7 @@ class Worker:
         self._claimer = Claimer(self._claims, self._settler, observe=self._observe)
         self._claimer.listening = lambda: self._listening
         self._settler.scheduled = self._claimer.nudge
+        self._settler.emptied = self._claimer.empty_handed
         self._isolation = Isolation()
         self._listen_tried = asyncio.Event()
         self._restored = asyncio.Event()
@@ -192,7 +193,10 @@ class Worker:
             consumer.halt()
 
     async def drained(self) -> None:
-        """Return once nothing is due in the consumers' queues and nothing is in hand; what is scheduled stays."""
+        """Return once nothing is due in the consumers' queues and nothing is in hand, or the worker stops.
+
+        What is scheduled stays, and so does what a pause or another worker holds.
+        """
         if not self.running:
             raise NotStarted("the worker is not running, so it drains nothing; start it first")
         await self._claimer.exhausted()

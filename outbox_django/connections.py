@@ -9,18 +9,19 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, closing, suppress
 from copy import deepcopy
 from functools import partial
 from typing import Any, TypeVar
 
-from asgiref.sync import sync_to_async
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import atomic
 from django.db.utils import load_backend
 
 from outbox_core.sql import Executor, Row, Statement, begun
+from outbox_core.waiting import within
+from outbox_django.lanes import in_thread, in_threads
 from outbox_django.statements import execute, execute_on
 
 T = TypeVar("T")
@@ -65,6 +66,7 @@ class OwnConnection(Executor):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox-connection")
         self._wrapper: BaseDatabaseWrapper | None = None
         self._running: Future[Any] | None = None
+        self._closed = False
 
     @classmethod
     async def open(cls, alias: str) -> "OwnConnection":
@@ -87,7 +89,7 @@ class OwnConnection(Executor):
 
     def _execute(self, statement: Statement) -> Sequence[Row]:
         assert self._wrapper is not None, "it is open"
-        with self._wrapper.wrap_database_errors, self._wrapper.create_cursor() as cursor:
+        with self._wrapper.wrap_database_errors, closing(self._wrapper.create_cursor()) as cursor:
             return execute_on(cursor, self._wrapper, statement)
 
     def together(self) -> AbstractAsyncContextManager[None]:
@@ -102,11 +104,11 @@ class OwnConnection(Executor):
         """Close it in its thread; if that still waits for the database, end the wait first."""
         if self._running is not None and not self._running.done():
             self._interrupt()
-        closing = asyncio.wrap_future(self._thread.submit(self._close))
-        self._thread.shutdown(wait=False)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_DEADLINE):
-                await closing
+        if not self._closed:
+            self._closed = True
+            closed = asyncio.wrap_future(self._thread.submit(self._close))
+            self._thread.shutdown(wait=False)
+            await within(CLOSE_DEADLINE, closed)
 
     def _close(self) -> None:
         try:
@@ -133,23 +135,10 @@ class BorrowedConnection(Executor):
         self._alias = alias
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
-        return await sync_to_async(execute)(connections[self._alias], statement)
+        return await in_thread(lambda: execute(connections[self._alias], statement))
 
     def together(self) -> AbstractAsyncContextManager[None]:
-        return async_atomic(self._alias)
+        return in_threads(atomic(using=self._alias))
 
     async def close(self) -> None:
         """Nothing: it is the caller's."""
-
-
-class async_atomic:  # noqa: N801  named and used as Django's own
-    """`transaction.atomic(using=alias)` around asynchronous code, in the thread that its database work belongs to."""
-
-    def __init__(self, alias: str) -> None:
-        self._atomic = atomic(using=alias)
-
-    async def __aenter__(self) -> None:
-        await sync_to_async(self._atomic.__enter__)()
-
-    async def __aexit__(self, *raised: Any) -> None:
-        await sync_to_async(self._atomic.__exit__)(*raised)

@@ -1,6 +1,5 @@
 """Uniqueness among some of the rows, on databases that can do it, and among all rows elsewhere."""
 
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.models import Model, UniqueConstraint
 
@@ -22,6 +21,6 @@ class PartialUniqueConstraint(UniqueConstraint):
         return self._fit_for(schema_editor).remove_sql(model, schema_editor)
 
     def _fit_for(self, schema_editor: BaseDatabaseSchemaEditor | None) -> UniqueConstraint:
-        connection: BaseDatabaseWrapper = schema_editor.connection
-        partial = connection.features.supports_partial_indexes
+        assert schema_editor is not None, "only the stubs allow it"
+        partial = schema_editor.connection.features.supports_partial_indexes
         return UniqueConstraint(fields=self.fields, name=self.name, condition=self.condition if partial else None)

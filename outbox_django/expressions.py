@@ -33,7 +33,7 @@ class Now(_Words):
 
 
 class NewUuid(_Words):
-    """A random UUID. MySQL's is one of time, and is stored there without its dashes, except by MariaDB."""
+    """A random UUID; on MySQL one of the time, without dashes, which MariaDB's own UUID type takes too."""
 
     output_field = UUIDField()
     words: ClassVar = {

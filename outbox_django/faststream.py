@@ -6,14 +6,15 @@ from typing import Any, Unpack, cast
 
 from outbox_core.envelope import PublishOptions, check_queue, refuse_for_batches
 from outbox_core.errors import OptionError
-from outbox_core.events import Event, Settled, WorkerStopped
+from outbox_core.events import Event, Handled, WorkerStopped
 from outbox_core.faststream import OutboxBroker as CoreBroker
 from outbox_core.faststream.broker import BrokerOptions
 from outbox_core.faststream.producer import OutboxProducer
 from outbox_core.faststream.response import OutboxPublishCommand
 from outbox_core.message import NewMessage
 from outbox_core.waiting import drive
-from outbox_django.lanes import Lane, LaneProvider, Lanes, in_lane, in_thread
+from outbox_django.dependencies import LaneProvider, in_lane
+from outbox_django.lanes import Lane, Lanes, in_thread
 from outbox_django.publishing import check_transaction
 from outbox_django.settings import TransactionPolicy, outbox_settings
 from outbox_django.signals import SignalSender
@@ -36,9 +37,9 @@ class OutboxBroker(CoreBroker):
     ) -> None:
         settings = outbox_settings()
         if not isinstance(options.setdefault("provider", LaneProvider()), LaneProvider):
-            raise OptionError("provider must be an outbox_django.lanes.LaneProvider, or dependencies run in any thread")
+            raise OptionError("provider must be an outbox_django.dependencies.LaneProvider; others use any thread")
         self.lanes = Lanes(concurrency or settings.concurrency, conn_max_age=settings.conn_max_age)
-        self.settled = 0
+        self.handled = 0
         self.abandoned = 0
         self._signals = SignalSender(self)
         policy: TransactionPolicy = options.pop("require_transaction", settings.require_transaction)
@@ -63,8 +64,8 @@ class OutboxBroker(CoreBroker):
 
     def _count(self, event: Event) -> None:
         match event:
-            case Settled(count, lost):
-                self.settled += count - len(lost)
+            case Handled():
+                self.handled += 1
             case WorkerStopped(abandoned=abandoned):
                 self.abandoned = abandoned
 

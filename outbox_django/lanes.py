@@ -10,28 +10,27 @@ old, whatever `CONN_MAX_AGE` says for web requests.
 """
 
 import asyncio
+import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from contextvars import Token
 from functools import wraps
 from time import monotonic
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
-from fast_depends import Provider
-from fast_depends.core import CallModel
-from fast_depends.utils import is_async_gen_callable, is_coroutine_callable, is_gen_callable
 
 from outbox_core.waiting import within
 
 P = ParamSpec("P")
 T = TypeVar("T")
+logger = logging.getLogger("outbox")
 
 CLOSE_TIMEOUT = 2.0  # seconds for the connections of an idle lane to be closed
 
@@ -166,13 +165,47 @@ def check_connections() -> None:
         return
     lane.checked = True
     for connection in connections.all(initialized_only=True):
-        if not connection.in_atomic_block:
+        if connection.in_atomic_block:  # left open by the last delivery, whose work nobody will commit
+            logger.error("a handler left a transaction open on %r; it is rolled back", connection.alias)
+            connection.in_atomic_block = False
+            connection.close()
+        else:
             connection.close_if_unusable_or_obsolete()
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """*call* in the thread that the current task's database work belongs to: its lane's, if it is in one."""
-    return await sync_to_async(_checked(call), thread_sensitive=True)(*args, **kwargs)
+    """*call* in the thread that the current task's database work belongs to: its lane's, if it is in one.
+
+    A thread cannot be interrupted, so a cancellation is held back until *call* has ended: before that, its message must not
+    be given back, nor its lane to somebody else.
+    """
+    running = _start_in_thread(call, *args, **kwargs)
+    if (cancelled := await _end_of(running)) is not None:
+        running.exception()  # seen, so that asyncio does not complain about it
+        raise cancelled
+    return running.result()
+
+
+async def in_thread_to_the_end(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The same for a handler: one that was to be cut and has come to a good end nevertheless is done."""
+    running = _start_in_thread(call, *args, **kwargs)
+    await _end_of(running)
+    return running.result()
+
+
+def _start_in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+    return asyncio.ensure_future(sync_to_async(_checked(call), thread_sensitive=True)(*args, **kwargs))
+
+
+async def _end_of(running: asyncio.Future[T]) -> asyncio.CancelledError | None:
+    """Wait for it, and for nothing less; the cancellation that came meanwhile."""
+    cancelled = None
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled
 
 
 def _checked(call: Callable[P, T]) -> Callable[P, T]:
@@ -184,83 +217,15 @@ def _checked(call: Callable[P, T]) -> Callable[P, T]:
     return checked
 
 
-async def _check_lane() -> None:
-    lane = current_lane()
-    if lane is not None:
-        await lane.check()
-
-
-# Handlers and dependencies
-
-
-def in_lane(call: Callable[..., Any]) -> Callable[..., Any]:
-    """*call*, a handler or a dependency, as something asynchronous whose synchronous work is done in its delivery's lane."""
-    if is_async_gen_callable(call):
-        return _async_generator(call)
-    if is_coroutine_callable(call):
-        return _coroutine(call)
-    if is_gen_callable(call):
-        return _generator(call)
-    return _function(call)
-
-
-def _coroutine(call: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    @wraps(call)
-    async def checked(*args: Any, **kwargs: Any) -> Any:
-        await _check_lane()
-        return await call(*args, **kwargs)
-
-    return checked
-
-
-def _async_generator(call: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
-    @wraps(call)
-    async def checked(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        await _check_lane()
-        async with asynccontextmanager(call)(*args, **kwargs) as value:
-            yield value
-
-    return checked
-
-
-def _function(call: Callable[..., Any]) -> Callable[..., Any]:
-    in_its_thread = sync_to_async(_checked(call), thread_sensitive=True)
-
-    @wraps(call)
-    async def handler(*args: Any, **kwargs: Any) -> Any:
-        return await in_its_thread(*args, **kwargs)
-
-    return handler
-
-
-def _generator(call: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
-    """Both halves run in the lane, so that an `atomic()` around the yield is around the handler too."""
-
-    @wraps(call)
-    async def dependency(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        manager = contextmanager(call)(*args, **kwargs)
-        value = await in_thread(manager.__enter__)
-        try:
-            yield value
-        except BaseException as error:
-            if not await in_thread(manager.__exit__, type(error), error, error.__traceback__):
-                raise
-        else:
-            await in_thread(manager.__exit__, None, None, None)
-
-    return dependency
-
-
-class LaneProvider(Provider):
-    """FastDepends' provider, with every dependency in its delivery's lane."""
-
-    def add_dependant(self, dependant: CallModel) -> Any:
-        """Register it under the user's own function, so that overrides find it, and call ours."""
-        key = super().add_dependant(dependant)
-        dependant.call = in_lane(dependant.call)
-        dependant.is_async = True
-        return key
-
-    def override(self, original: Callable[..., Any], override: Callable[..., Any]) -> None:
-        """FastDepends' own, for tests; what takes a dependency's place runs in the lane as well."""
-        super().override(original, in_lane(override))
+@asynccontextmanager
+async def in_threads(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Both ends of *manager* where `in_thread` runs things; what has begun is ended, whatever is cancelled meanwhile."""
+    entered: list[T] = []
+    try:
+        await in_thread(lambda: entered.append(manager.__enter__()))
+        yield entered[0]
+    except BaseException as error:
+        if not entered or not await in_thread(manager.__exit__, type(error), error, error.__traceback__):
+            raise
+    else:
+        await in_thread(manager.__exit__, None, None, None)

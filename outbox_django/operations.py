@@ -43,8 +43,8 @@ class CreateSchema(Operation):
 
     def _exists(self, schema_editor: BaseDatabaseSchemaEditor) -> bool:
         with schema_editor.connection.cursor() as cursor:
-            cursor.execute("SELECT FROM pg_namespace WHERE nspname = %s", [self.name])
-            return cursor.rowcount == 1
+            cursor.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [self.name])
+            return cursor.fetchone() is not None
 
 
 class SetTableStorage(Operation):

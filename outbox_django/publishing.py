@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Unpack
 
-from asgiref.sync import sync_to_async
 from django.core.signals import setting_changed
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from outbox_core.envelope import PublishOptions, check_queue, compose, refuse_for_batches
 from outbox_core.message import NewMessage
 from outbox_django.errors import NotInTransaction
+from outbox_django.lanes import in_thread
 from outbox_django.settings import TransactionPolicy, outbox_settings
 from outbox_django.store import DjangoStore
 
@@ -73,7 +73,7 @@ async def apublish(
     to publish with other writes, put both into one function under `atomic()` and call that with `sync_to_async`.
     """
     composed = [compose(message, queue, headers=headers, **options)]
-    return (await sync_to_async(_insert)(composed, queue, using, standalone))[0]
+    return (await in_thread(_insert, composed, queue, using, standalone))[0]
 
 
 async def apublish_batch(
@@ -90,7 +90,7 @@ async def apublish_batch(
         return []
     refuse_for_batches(options)
     composed = [compose(message, queue, headers=headers, **options) for message in messages]
-    return await sync_to_async(_insert)(composed, queue, using, standalone)
+    return await in_thread(_insert, composed, queue, using, standalone)
 
 
 def _insert(messages: Sequence[NewMessage], queue: str, using: str | None, standalone: bool) -> list[int | None]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 from django.conf import settings
 from django.core.signals import setting_changed
+from django.db import DEFAULT_DB_ALIAS
 
 from outbox_core.errors import InvalidName, WrongType
 from outbox_core.options import MAX_WORKERS
@@ -97,6 +98,13 @@ class OutboxSettings:
         """A table's name as `Meta.db_table` has it: Django quotes what is not quoted yet."""
         name = f"{self.table}{suffix}"
         return f'"{self.schema}"."{name}"' if self.schema else name
+
+    def way_out(self, alias: str) -> str:
+        """How to bring the tables of database *alias* up to date, which depends on who makes them."""
+        if not self.managed:
+            return 'OUTBOX["MANAGED"] is False, so whoever makes the tables must migrate them (alembic upgrade head, say)'
+        database = "" if alias == DEFAULT_DB_ALIAS else f" --database {alias}"
+        return f"run manage.py migrate outbox{database}, then manage.py check --database {alias}"
 
 
 @cache

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-from asgiref.sync import sync_to_async
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import atomic
@@ -20,9 +19,9 @@ from outbox_core.sql import Dialect, Maker, Row, SqlStore, dialect_for
 from outbox_core.sql.refusals import first_line, is_read_only, is_schema_refused
 from outbox_core.sql.store import SqlLink
 from outbox_core.store import Link, Listener
-from outbox_django.connections import BorrowedConnection, OwnConnection, async_atomic
+from outbox_django.connections import BorrowedConnection, OwnConnection
 from outbox_django.errors import ReadOnlyDatabase
-from outbox_django.lanes import Lane, check_connections, current_lane
+from outbox_django.lanes import Lane, current_lane, in_thread, in_threads
 from outbox_django.listen import listen_on
 from outbox_django.settings import outbox_settings
 from outbox_django.statements import execute
@@ -86,12 +85,16 @@ class DjangoStore(SqlStore):
     async def run(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
         if isinstance(session, AtomicBlock):
             with session.lane.entered():
-                return await sync_to_async(self.run_sync)(make, session)
-        return await sync_to_async(self._run_checked)(make, session)
+                return await in_thread(self.run_sync, make, session)
+        return await in_thread(self._run_operation, make, session)
 
-    def _run_checked(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
-        check_connections()
-        return self.run_sync(make, session)
+    def _run_operation(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
+        try:
+            return self.run_sync(make, session)
+        except (InterfaceError, OperationalError) as error:
+            if session is None:
+                raise self._unavailable(error) from error
+            raise
 
     def connection(self, session: object) -> BaseDatabaseWrapper:
         """The current thread's connection for *session*."""
@@ -126,9 +129,8 @@ class DjangoStore(SqlStore):
         except DatabaseError as error:
             cause = error.__cause__ or error
             if is_schema_refused(cause):
-                raise SchemaMismatch(
-                    self.tables.outbox, [f"{first_line(cause)}; run manage.py migrate outbox"]
-                ) from error
+                way_out = outbox_settings().way_out(connection.alias)
+                raise SchemaMismatch(self.tables.outbox, [f"{first_line(cause)}; {way_out}"]) from error
             if is_read_only(cause):
                 raise ReadOnlyDatabase(
                     f"database {connection.alias!r} takes no writes ({first_line(cause)}); pass using= the alias of the "
@@ -144,8 +146,7 @@ class DjangoStore(SqlStore):
         block = AtomicBlock(self.alias, lane or own)  # type: ignore[arg-type]  # one of them is there
         try:
             with block.lane.entered():
-                await sync_to_async(check_connections)()
-                async with async_atomic(block.alias):
+                async with in_threads(atomic(using=block.alias)):
                     yield block
         finally:
             if own is not None:
@@ -173,6 +174,13 @@ class DjangoStore(SqlStore):
             f"cannot use {self.name}: {first_line(error.__cause__ or error)}; check that it runs and that this process "
             "may connect"
         )
+
+
+class DirectStore(DjangoStore):
+    """The same without waiting: all is done in the calling thread, so that `outbox_core.waiting.drive` needs no event loop."""
+
+    async def run(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
+        return self._run_operation(make, session)
 
 
 def _all_or_none(connection: BaseDatabaseWrapper, statements: int) -> AbstractContextManager[None]:

@@ -162,10 +162,9 @@ class WorkerProcess:
             path.unlink(missing_ok=True)
 
     def _report(self) -> Exit:
-        stuck = self._broker.lanes.busy
-        logger.info("stopped after %d messages", self._broker.settled)
-        if stuck or self._broker.abandoned:
-            logger.warning("%d handlers did not end in time; their messages will be delivered again", max(stuck, 1))
+        logger.info("stopped after %d handler runs", self._broker.handled)
+        if cut := max(self._broker.abandoned, self._broker.lanes.busy):
+            logger.warning("cut %d handlers; the messages of those that did not finish will be delivered again", cut)
             return Exit.ABANDONED
         return Exit.CLEAN
 

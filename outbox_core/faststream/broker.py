@@ -7,7 +7,6 @@ started again after a stop, on another event loop too.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, TypedDict, Unpack, cast
 
@@ -136,7 +135,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
                 call_decorators=call_decorators,
             ),
             extra_context={"broker": self},
-            lane=lane or nullcontext,
+            lane=lane,
             max_workers=check_max_workers(max_workers),
         )
         config.producer = OutboxProducer(config)

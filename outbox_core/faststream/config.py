@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -39,7 +38,7 @@ class OutboxBrokerConfig(BrokerConfig):
     store: Store | None = None
     worker: Worker | None = None
     require_transaction: TransactionPolicy = "ignore"
-    lane: Lane = nullcontext
+    lane: Lane | None = None
     max_workers: int = 1
     serves: Callable[[str], bool] = _all_queues
     sync_producer: OutboxProducer = field(init=False)

@@ -19,6 +19,7 @@ from tests.databases import execute, postgres_database, postgres_server, with_dr
 
 Figures = dict[str, float]
 HAS_PEER = importlib.util.find_spec("faststream_outbox") is not None
+HAS_TASKS = importlib.util.find_spec("django_tasks_db") is not None
 
 
 def main() -> None:
@@ -35,6 +36,7 @@ def main() -> None:
         drains(bench, options.messages)
         publishes(bench, options.messages)
         wake_ups(bench, options.messages, smoke=options.smoke)
+        django(bench, options.messages)
 
 
 class Bench:
@@ -116,13 +118,34 @@ def wake_ups(bench: Bench, messages: int, *, smoke: bool) -> None:
         print(f"  ours / none: {figures['shared-outbox']['tx/s'] / _first(figures)['tx/s']:.2f}x")
 
 
+def django(bench: Bench, messages: int) -> None:
+    """In a Django project; django-tasks-db gets a twentieth of the messages, since it takes as long for them."""
+    one = ("django_ours", "publish_one")
+    figures = bench.medians(max(200, messages // 5), one)[one]
+    ours, by_hand = figures["ours µs"], figures["by hand µs"]
+    rows = {"cursor.execute of the same INSERT": {"µs": by_hand}, "shared-outbox, publish()": {"µs": ours}}
+    print_table("Django: publish one, inside atomic()", rows)
+    print(f"  ours / by hand: {ours / by_hand:.2f}x")
+    drain, drain_async = ("django_ours", "drain"), ("django_ours", "drain_async")
+    names = {drain: "shared-outbox, sync handler", drain_async: "shared-outbox, async handler"}
+    found = bench.medians(messages // 2, drain, drain_async)
+    if HAS_TASKS:
+        peer = ("django_tasks_db", "drain")
+        names[peer] = "django-tasks-db, db_worker"
+        found |= bench.medians(max(50, messages // 20), peer)
+    print_table("Django: drain, one process, defaults", {names[run]: figures for run, figures in found.items()})
+    if HAS_TASKS:
+        print(f"  sync handler / django-tasks-db: {found[drain]['msg/s'] / found[peer]['msg/s']:.1f}x")
+
+
 def _first(figures: dict[str, Figures]) -> Figures:
     return next(iter(figures.values()))
 
 
 def print_machine(server: URL) -> None:
     (server_version,) = execute(server, "SHOW server_version")[0]
-    packages = ["SQLAlchemy", "asyncpg", "faststream"] + (["faststream-outbox"] if HAS_PEER else [])
+    packages = ["SQLAlchemy", "asyncpg", "faststream"] + (["faststream-outbox"] if HAS_PEER else []) + ["Django"]
+    packages += ["django-tasks-db"] if HAS_TASKS else []
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, PostgreSQL {server_version}, {versions}")
 
