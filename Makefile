@@ -18,8 +18,10 @@ help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: $(READY) ## Run the order service while its worker is killed; DSN=postgresql+asyncpg://… for PostgreSQL
+demo: $(READY) ## Run two examples while their workers are killed; DSN=postgresql+asyncpg://… for PostgreSQL
 	$(BIN)/python docs/examples/orders/demo.py --dsn '$(DSN)'
+	@echo; echo 'Django and SQLAlchemy on one outbox table:'
+	$(BIN)/python docs/examples/shop/demo.py --dsn '$(DSN)'
 
 .PHONY: test
 test: $(READY) ## Run the whole suite; OUTBOX_TEST_POSTGRES names a server, otherwise it brings its own
@@ -62,6 +64,6 @@ $(READY): pyproject.toml
 		{ echo 'Python 3.11 or newer is needed; name one with PYTHON=python3.12' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[sqlalchemy,asyncpg,psycopg,sqlite]' \
+	$(BIN)/python -m pip install --quiet --editable '.[sqlalchemy,asyncpg,psycopg,sqlite,django]' \
 		--group test --group lint --group bench $(if $(REQUIRE),'$(REQUIRE)')
 	@touch $@

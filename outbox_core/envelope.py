@@ -16,6 +16,7 @@ from datetime import UTC, date, datetime, timedelta
 from datetime import time as day_time
 from decimal import Decimal
 from enum import Enum
+from importlib import import_module
 from pathlib import PurePath
 from typing import Any, TypedDict
 from uuid import UUID
@@ -281,13 +282,12 @@ def _compose_headers(
 def trace_headers() -> dict[str, str]:
     """OpenTelemetry's headers for the current span (W3C Trace Context); none where the application does not use it.
 
-    An application that does has imported the package, so that nobody else pays for it.
+    An application that has spans has imported the package, so that nobody else pays for it.
     """
-    propagate = sys.modules.get("opentelemetry.propagate")
-    if propagate is None:
+    if "opentelemetry.trace" not in sys.modules:
         return {}
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
+    import_module("opentelemetry.propagate").inject(carrier)  # which the SDK does not import by itself
     return carrier
 
 

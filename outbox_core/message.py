@@ -4,7 +4,7 @@ A delivery is one claim of one row. Handlers see it through their framework's me
 written later, many at a time. The first vote stands.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
@@ -124,3 +124,7 @@ class OutboxStats:
     def __getitem__(self, queue: str) -> QueueStats:
         """The queue's figures; zeros for a queue that has nothing."""
         return self.queues.get(queue, QueueStats(queue=queue))
+
+    def __iter__(self) -> Iterator[str]:
+        """The queues' names. Without this, Python would look for them under 0, 1, 2 and so on, and find all of them."""
+        return iter(self.queues)

@@ -60,10 +60,14 @@ class Settlement:
 
 
 class Difference(NamedTuple):
-    """One way in which a live table is not the described one. *fatal*: messages could not be published or handled."""
+    """One way in which a live table is not the described one. *fatal*: messages could not be published or handled.
+
+    *missing_table*: there is no such table, and this is the only difference.
+    """
 
     text: str
     fatal: bool
+    missing_table: bool = False
 
 
 class Link(Protocol):

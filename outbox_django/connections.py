@@ -19,6 +19,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import atomic
 from django.db.utils import load_backend
 
+from outbox_core.errors import WrongDatabase
 from outbox_core.sql import Executor, Row, Statement, begun
 from outbox_core.waiting import within
 from outbox_django.lanes import in_thread, in_threads
@@ -32,9 +33,18 @@ CLOSE_DEADLINE = 2.0  # seconds
 PREPARE_AFTER = 5  # executions; psycopg's own default, which Django switches off for the sake of poolers
 
 
+def database_settings(alias: str) -> dict[str, Any]:
+    """What `settings.DATABASES` says of *alias*, with Django's defaults. Raises `WrongDatabase` if it says nothing."""
+    if alias not in connections.settings:
+        known = ", ".join(repr(one) for one in connections)
+        raise WrongDatabase(f"there is no database {alias!r} in settings.DATABASES; known are {known}")
+    settings: dict[str, Any] = connections.settings[alias]
+    return settings
+
+
 def own_wrapper(alias: str) -> BaseDatabaseWrapper:
     """A new connection to *alias*, outside of any pool; to be used in the calling thread only."""
-    given = deepcopy(connections.settings[alias])
+    given = deepcopy(database_settings(alias))
     given |= {"AUTOCOMMIT": True, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": False}
     given["OPTIONS"].pop("pool", None)
     backend = load_backend(given["ENGINE"])
@@ -48,7 +58,7 @@ def own_wrapper(alias: str) -> BaseDatabaseWrapper:
 
 def is_psycopg3(alias: str) -> bool:
     """Whether the alias leads to PostgreSQL through psycopg 3, which can wait for notifications."""
-    return _is_psycopg3(connections.settings[alias]["ENGINE"])
+    return _is_psycopg3(database_settings(alias)["ENGINE"])
 
 
 def _is_psycopg3(engine: str) -> bool:

@@ -1,7 +1,7 @@
 """Handlers and their dependencies, each in its delivery's lane (`outbox_django.lanes`)."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -9,37 +9,16 @@ from fast_depends import Provider
 from fast_depends.core import CallModel
 from fast_depends.utils import is_async_gen_callable, is_coroutine_callable, is_gen_callable
 
-from outbox_django.lanes import current_lane, in_thread_to_the_end, in_threads
+from outbox_django.lanes import in_thread_to_the_end, in_threads
 
 
 def in_lane(call: Callable[..., Any]) -> Callable[..., Any]:
     """*call*, a handler or a dependency, as something asynchronous whose synchronous work is done in its delivery's lane."""
-    if is_async_gen_callable(call):
-        return _async_generator(call)
-    if is_coroutine_callable(call):
-        return _coroutine(call)
+    if is_coroutine_callable(call) or is_async_gen_callable(call):
+        return call
     if is_gen_callable(call):
         return _generator(call)
     return _function(call)
-
-
-def _coroutine(call: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    @wraps(call)
-    async def checked(*args: Any, **kwargs: Any) -> Any:
-        await _check_lane()
-        return await call(*args, **kwargs)
-
-    return checked
-
-
-def _async_generator(call: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
-    @wraps(call)
-    async def checked(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        await _check_lane()
-        async with asynccontextmanager(call)(*args, **kwargs) as value:
-            yield value
-
-    return checked
 
 
 def _function(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,9 +54,3 @@ class LaneProvider(Provider):
     def override(self, original: Callable[..., Any], override: Callable[..., Any]) -> None:
         """FastDepends' own, for tests; what takes a dependency's place runs in the lane as well."""
         super().override(original, in_lane(override))
-
-
-async def _check_lane() -> None:
-    lane = current_lane()
-    if lane is not None:
-        await lane.check()

@@ -42,7 +42,7 @@ class OutboxBroker(CoreBroker):
         self.handled = 0
         self.abandoned = 0
         self._signals = SignalSender(self)
-        policy: TransactionPolicy = options.pop("require_transaction", settings.require_transaction)
+        self._policy: TransactionPolicy = options.pop("require_transaction", settings.require_transaction)
         options["call_decorators"] = (*options.get("call_decorators", ()), in_lane)
         options.setdefault("max_workers", self.lanes.size)
         options.setdefault("graceful_timeout", settings.graceful_timeout)
@@ -59,8 +59,8 @@ class OutboxBroker(CoreBroker):
         self.watch(self._count)
         self.watch(self._signals)
         config = self.config.broker_config
-        config.producer = DjangoProducer(config, policy)
-        config.sync_producer = DjangoSyncProducer(config, policy)
+        config.producer = DjangoProducer(config, self._policy)
+        config.sync_producer = DjangoSyncProducer(config, self._policy)
 
     def _count(self, event: Event) -> None:
         match event:
@@ -135,7 +135,8 @@ class OutboxBroker(CoreBroker):
         **options: Unpack[PublishOptions],
     ) -> int | None:
         """`outbox_django.publish` through FastStream's publish middlewares, without an event loop."""
-        command = self._command(message, queue=queue, session=using, standalone=standalone, headers=headers, **options)
+        self._check_transaction(queue, using, standalone)
+        command = self._command(message, queue=queue, session=using, standalone=True, headers=headers, **options)
         row_id: int | None = drive(self._basic_publish(command, producer=self.config.sync_producer))
         return row_id
 
@@ -153,11 +154,15 @@ class OutboxBroker(CoreBroker):
         if not messages:
             return []
         refuse_for_batches(options)
-        command = self._command(
-            *messages, queue=queue, session=using, standalone=standalone, headers=headers, **options
-        )
+        self._check_transaction(queue, using, standalone)
+        command = self._command(*messages, queue=queue, session=using, standalone=True, headers=headers, **options)
         row_ids: list[int | None] = drive(self._basic_publish_batch(command, producer=self.config.sync_producer))
         return row_ids
+
+    def _check_transaction(self, queue: str, using: str | None, standalone: bool) -> None:
+        """Before the middlewares, behind which nobody knows which line publishes."""
+        if not standalone:
+            check_transaction(cast("DjangoStore", self.store).connection(using), queue, self._policy, stacklevel=4)
 
 
 class DjangoProducer(OutboxProducer):

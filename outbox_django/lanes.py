@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from contextvars import Token
-from functools import wraps
 from time import monotonic
 from typing import ParamSpec, TypeVar
 
@@ -43,8 +42,7 @@ class Lane(ThreadSensitiveContext):
     def __init__(self, conn_max_age: float | None) -> None:
         super().__init__()
         self.conn_max_age = conn_max_age
-        self.has_connections = False
-        self.checked = False
+        self.connections: list[BaseDatabaseWrapper] = []  # those that its thread has opened
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox-lane", initializer=self._move_in)
         # asgiref would make one when it is first needed, without the initializer.
         SyncToAsync.context_to_thread_executor[self] = self._thread
@@ -62,9 +60,20 @@ class Lane(ThreadSensitiveContext):
             SyncToAsync.thread_sensitive_context.reset(token)
 
     async def check(self) -> None:
-        """Have the connections looked after before asynchronous code uses them; nothing to do without any."""
-        if self.has_connections and not self.checked:
-            await in_thread(check_connections)
+        """Before a delivery: have its connections checked at their next use, and close those that are too old or broken.
+
+        The thread is entered for the latter only: a hop for each message would cost as much as a small query.
+        """
+        now = monotonic()
+        for connection in self.connections:
+            connection.health_check_done = False
+        if any(one.errors_occurred or (one.close_at is not None and now >= one.close_at) for one in self.connections):
+            await in_thread(_close_unusable)
+
+    async def roll_back(self) -> None:
+        """End what a delivery has left open, which nobody will commit and which would block others; as a rule, nothing."""
+        if any(map(_is_left_open, self.connections)):
+            await in_thread(_roll_back_left_open)
 
     async def close(self) -> None:
         """Close its connections, if its thread is not stuck in a handler, and let the thread end."""
@@ -87,10 +96,13 @@ class Lanes:
     async def __call__(self) -> AsyncIterator[Lane]:
         """A lane for one delivery; waits until one is free."""
         lane = await self._take()
-        lane.checked = False
         try:
             with lane.entered():
-                yield lane
+                await lane.check()
+                try:
+                    yield lane
+                finally:
+                    await lane.roll_back()
         finally:
             self._idle.append(lane)
             self._wake_one()
@@ -146,7 +158,8 @@ def _take_over(*, connection: BaseDatabaseWrapper, **_: object) -> None:
     lane: Lane | None = getattr(_here, "lane", None)
     if lane is None:
         return
-    lane.has_connections = True
+    if connection not in lane.connections:
+        lane.connections.append(connection)
     if not connection.settings_dict["OPTIONS"].get("pool"):  # a pool looks after its own
         connection.close_at = None if lane.conn_max_age is None else monotonic() + lane.conn_max_age
         connection.health_check_enabled = True  # type: ignore[attr-defined]  # missing from the stubs
@@ -158,19 +171,23 @@ def _take_over(*, connection: BaseDatabaseWrapper, **_: object) -> None:
 connection_created.connect(_take_over, dispatch_uid="outbox_django.lanes")
 
 
-def check_connections() -> None:
-    """In a lane's thread, once a delivery: close what is too old or broken, and have the rest checked at its next use."""
-    lane: Lane | None = getattr(_here, "lane", None)
-    if lane is None or lane.checked:
-        return
-    lane.checked = True
+def _close_unusable() -> None:
     for connection in connections.all(initialized_only=True):
-        if connection.in_atomic_block:  # left open by the last delivery, whose work nobody will commit
+        connection.close_if_unusable_or_obsolete()
+
+
+def _roll_back_left_open() -> None:
+    for connection in connections.all(initialized_only=True):
+        if _is_left_open(connection):
             logger.error("a handler left a transaction open on %r; it is rolled back", connection.alias)
-            connection.in_atomic_block = False
+            connection.in_atomic_block = False  # or Django would keep the connection for the block's end
             connection.close()
-        else:
-            connection.close_if_unusable_or_obsolete()
+
+
+def _is_left_open(connection: BaseDatabaseWrapper) -> bool:
+    if connection.connection is None:
+        return False
+    return connection.in_atomic_block or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -194,7 +211,7 @@ async def in_thread_to_the_end(call: Callable[P, T], *args: P.args, **kwargs: P.
 
 
 def _start_in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    return asyncio.ensure_future(sync_to_async(_checked(call), thread_sensitive=True)(*args, **kwargs))
+    return asyncio.ensure_future(sync_to_async(call, thread_sensitive=True)(*args, **kwargs))
 
 
 async def _end_of(running: asyncio.Future[T]) -> asyncio.CancelledError | None:
@@ -206,15 +223,6 @@ async def _end_of(running: asyncio.Future[T]) -> asyncio.CancelledError | None:
         except asyncio.CancelledError as error:
             cancelled = error
     return cancelled
-
-
-def _checked(call: Callable[P, T]) -> Callable[P, T]:
-    @wraps(call)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-        check_connections()
-        return call(*args, **kwargs)
-
-    return checked
 
 
 @asynccontextmanager

@@ -8,8 +8,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -27,7 +29,7 @@ class Supervisor:
         self._count = count
         self._options = dict(options)
         self._children: dict[int, BaseProcess] = {}  # by sentinel
-        self._stopping = False
+        self._passed_on: int | None = None  # the signal that has been passed on last
         self._exit_code = 0
 
     def run(self) -> int:
@@ -35,17 +37,24 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._pass_on)
         for _ in range(self._count):
-            self._start()
+            if not self._stopping:
+                self._start()
         while self._children:
             ended = wait(list(self._children))
             for sentinel in [sentinel for sentinel in self._children if sentinel in ended]:
                 self._ended(self._children.pop(sentinel))
         return self._exit_code
 
+    @property
+    def _stopping(self) -> bool:
+        return self._passed_on is not None
+
     def _start(self) -> None:
         child = multiprocessing.get_context("spawn").Process(target=run_child, args=(self._options,))
         child.start()
         self._children[child.sentinel] = child
+        if self._passed_on is not None:  # meanwhile, when this child could not be told
+            _send(self._passed_on, child)
 
     def _ended(self, child: BaseProcess) -> None:
         child.join()
@@ -56,6 +65,8 @@ class Supervisor:
             if not self._stopping:
                 self._start()
             return
+        if self._passed_on is not None and code == -self._passed_on:
+            return  # it was not ready to take a signal, so it had nothing in hand
         self._exit_code = max(self._exit_code, code if code >= 0 else 128 - code)
         if code > 0 and not self._stopping:
             logger.error("worker process %s ended with exit code %d; stopping the others", child.pid, code)
@@ -65,17 +76,28 @@ class Supervisor:
         self._stop_all(number)
 
     def _stop_all(self, number: int) -> None:
-        self._stopping = True
-        for child in self._children.values():
-            if child.pid is not None:
-                os.kill(child.pid, number)
+        self._passed_on = number
+        for child in list(self._children.values()):
+            _send(number, child)
+
+
+def _send(number: int, child: BaseProcess) -> None:
+    if child.pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, number)
 
 
 def run_child(options: dict[str, Any]) -> None:
     """One worker process; ends with its exit code."""
     os.setsid()
     import django
-    from django.core.management import call_command
+    from django.core.management import CommandError, call_command
 
     django.setup()
-    call_command("outbox_worker", **{**options, "processes": 1, "skip_checks": True})
+    try:
+        call_command("outbox_worker", **{**options, "processes": 1, "skip_checks": True})
+    except CommandError as error:
+        if options["traceback"]:
+            raise
+        sys.stderr.write(f"CommandError: {error}\n")
+        sys.exit(error.returncode)

@@ -5,6 +5,7 @@ ours before the fixture is used.
 """
 
 import inspect
+import unittest
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,29 +14,44 @@ import pytest
 if TYPE_CHECKING:
     from outbox_django.testing import Outbox
 
+WRONG_MARK = (
+    "an asynchronous test that uses the outbox needs @pytest.mark.django_db(transaction=True): its database work happens in "
+    "another thread, on another connection, which does not see the transaction that plain django_db opens"
+)
+
 
 @pytest.fixture
 def outbox(request: pytest.FixtureRequest) -> "Iterator[Outbox]":
-    """The outbox as the test sees it. The test needs Django's database: `@pytest.mark.django_db`.
+    """The outbox as the test sees it, if it has Django's database: with `@pytest.mark.django_db`, or the fixture `db`.
 
-    An asynchronous test needs `@pytest.mark.django_db(transaction=True)`: its database work happens in another thread, on
-    another connection, which would not see the transaction that the plain mark opens.
+    Asynchronous tests need `@pytest.mark.django_db(transaction=True)`.
     """
     for database in ("transactional_db", "db"):
         if database in request.fixturenames:
             request.getfixturevalue(database)  # before this one, whatever the order of the test's arguments
 
-    from outbox_django.testing import OtherConnection, outbox
+    from django.db import connections
 
-    if not inspect.iscoroutinefunction(request.function):
+    from outbox_django.testing import outbox
+
+    if not _runs_in_a_loop(request):
         yield outbox
         return
+    if connections[outbox.alias].in_atomic_block:
+        pytest.fail(WRONG_MARK, pytrace=False)
+    yield outbox
+    _disconnect()
 
+
+def _runs_in_a_loop(request: pytest.FixtureRequest) -> bool:
+    """Whether an event loop in the main thread runs the test. Django's test cases have theirs in another one."""
+    is_of_unittest = request.cls is not None and issubclass(request.cls, unittest.TestCase)
+    return inspect.iscoroutinefunction(request.function) and not is_of_unittest
+
+
+def _disconnect() -> None:
+    """Close the connection of asynchronous tests: a database to which somebody is connected cannot be dropped."""
     from asgiref.sync import SyncToAsync
     from django.db import connections
 
-    if connections[outbox.alias].in_atomic_block:
-        raise OtherConnection(outbox.alias)
-    yield outbox
-    # The test database cannot be dropped as long as that thread is connected to it.
     SyncToAsync.single_thread_executor.submit(connections.close_all).result()

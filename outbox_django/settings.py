@@ -102,7 +102,9 @@ class OutboxSettings:
     def way_out(self, alias: str) -> str:
         """How to bring the tables of database *alias* up to date, which depends on who makes them."""
         if not self.managed:
-            return 'OUTBOX["MANAGED"] is False, so whoever makes the tables must migrate them (alembic upgrade head, say)'
+            return (
+                'OUTBOX["MANAGED"] is False, so whoever makes the tables must migrate them (alembic upgrade head, say)'
+            )
         database = "" if alias == DEFAULT_DB_ALIAS else f" --database {alias}"
         return f"run manage.py migrate outbox{database}, then manage.py check --database {alias}"
 

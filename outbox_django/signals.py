@@ -69,8 +69,8 @@ class SignalSender:
             with lane.entered():
                 while (call := await queue.get()) is not None:
                     signal, arguments = call
-                    lane.checked = False
                     await lane.check()
                     await signal.asend_robust(type(self._broker), broker=self._broker, **arguments)
+                    await lane.roll_back()
         finally:
             await lane.close()

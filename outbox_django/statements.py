@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -36,8 +37,8 @@ def rendered(text: str) -> str:
 
 
 def _with_time_zone(rows: Sequence[Row], connection: BaseDatabaseWrapper) -> Sequence[Row]:
-    """With USE_TZ off, Django has its driver drop the zone of every time; it is the connection's."""
+    """With USE_TZ off, Django has its driver drop the zone of every time; it is the one that the session was told."""
+    zone = ZoneInfo(connection.timezone_name)
     return [
-        tuple(value.replace(tzinfo=connection.timezone) if isinstance(value, datetime) else value for value in row)
-        for row in rows
+        tuple(value.replace(tzinfo=zone) if isinstance(value, datetime) else value for value in row) for row in rows
     ]

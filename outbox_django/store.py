@@ -10,16 +10,15 @@ from dataclasses import dataclass
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.transaction import atomic
-from django.utils.connection import ConnectionDoesNotExist
+from django.db.transaction import TransactionManagementError, atomic
 
-from outbox_core.errors import DatabaseUnavailable, SchemaMismatch, WrongDatabase, WrongType
+from outbox_core.errors import DatabaseUnavailable, SchemaMismatch, WrongType
 from outbox_core.schema import Tables
 from outbox_core.sql import Dialect, Maker, Row, SqlStore, dialect_for
 from outbox_core.sql.refusals import first_line, is_read_only, is_schema_refused
 from outbox_core.sql.store import SqlLink
 from outbox_core.store import Link, Listener
-from outbox_django.connections import BorrowedConnection, OwnConnection
+from outbox_django.connections import BorrowedConnection, OwnConnection, database_settings
 from outbox_django.errors import ReadOnlyDatabase
 from outbox_django.lanes import Lane, current_lane, in_thread, in_threads
 from outbox_django.listen import listen_on
@@ -69,7 +68,7 @@ class DjangoStore(SqlStore):
 
     @property
     def name(self) -> str:
-        given = connections.settings[self.alias]
+        given = database_settings(self.alias)
         place = f"{given.get('HOST') or ''}:{given['PORT']}" if given.get("PORT") else given.get("HOST") or ""
         schema = f"{self.tables.schema}." if self.tables.schema else ""
         return f"{_vendor(given['ENGINE'])}://{place}/{given['NAME']}/{schema}{self.tables.outbox}"
@@ -86,7 +85,17 @@ class DjangoStore(SqlStore):
         if isinstance(session, AtomicBlock):
             with session.lane.entered():
                 return await in_thread(self.run_sync, make, session)
-        return await in_thread(self._run_operation, make, session)
+        return await in_thread(self._run_in_passing, make, session)
+
+    def _run_in_passing(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
+        """Outside a lane nobody looks after a connection that stays, so that it is left as it was."""
+        connection = self.connection(session)
+        was_open = connection.connection is not None
+        try:
+            return self._run_operation(make, session)
+        finally:
+            if not was_open and current_lane() is None and connection.autocommit:
+                connection.close()
 
     def _run_operation(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
         try:
@@ -107,11 +116,8 @@ class DjangoStore(SqlStore):
                 alias = session.alias
             case _:
                 raise WrongType("using", "the alias of a database", session)
-        try:
-            return connections[alias]
-        except ConnectionDoesNotExist:
-            known = ", ".join(repr(one) for one in connections)
-            raise WrongDatabase(f"there is no database {alias!r} in settings.DATABASES; known are {known}") from None
+        database_settings(alias)
+        return connections[alias]
 
     def _dialect_of(self, connection: BaseDatabaseWrapper) -> Dialect:
         vendor = connection.vendor
@@ -126,6 +132,8 @@ class DjangoStore(SqlStore):
         """What the database says about its tables or itself, with the way out."""
         try:
             yield
+        except TransactionManagementError:  # its cause is what broke the transaction, which was not ours
+            raise
         except DatabaseError as error:
             cause = error.__cause__ or error
             if is_schema_refused(cause):
@@ -177,7 +185,7 @@ class DjangoStore(SqlStore):
 
 
 class DirectStore(DjangoStore):
-    """The same without waiting: all is done in the calling thread, so that `outbox_core.waiting.drive` needs no event loop."""
+    """The same without waiting: all happens in the calling thread, for `outbox_core.waiting.drive`, without an event loop."""
 
     async def run(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
         return self._run_operation(make, session)

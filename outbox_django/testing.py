@@ -7,51 +7,37 @@ Nothing is replaced. Messages are rows, read back on the connection that the tes
 `OutboxTestMixin` has it as `self.outbox`, and pytest as the fixture `outbox`.
 """
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, ClassVar, TypedDict, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from typing import ClassVar, TypedDict, Unpack
 from unittest.mock import ANY
 
 from asgiref.sync import async_to_sync, sync_to_async
-from django.db import DatabaseError, connections, transaction
+from django.db import DatabaseError
 from django.utils import timezone
 from django.utils.asyncio import async_unsafe
 
-from outbox_core import inline
 from outbox_core.envelope import CONTENT_TYPE, CORRELATION_ID, decode, encode
 from outbox_core.errors import CannotEncode, OutboxError, SchemaMismatch
 from outbox_core.events import Handled
-from outbox_core.slots import Consumer
 from outbox_core.sql.refusals import first_line, is_schema_refused
-from outbox_core.store import Link
-from outbox_django.expressions import Now
-from outbox_django.handlers import load_handlers
-from outbox_django.lanes import in_thread, in_threads
+from outbox_django import inline
 from outbox_django.models import DeadLetter, OutboxMessage
 from outbox_django.publishing import publishing_store
 from outbox_django.settings import outbox_settings
-from outbox_django.store import DjangoStore
-
-if TYPE_CHECKING:
-    from outbox_core.faststream.subscriber import OutboxSubscriber
-    from outbox_django.faststream import OutboxBroker
 
 MOST_SHOWN = 20  # messages in the text of a failure
 
 
 class EndlessDrain(OutboxError, RuntimeError):
-    """A drain has handled more messages than a test could mean."""
+    """A drain has handled more messages than a test can mean."""
 
-
-class OtherConnection(OutboxError, RuntimeError):
-    """An asynchronous test whose database work happens outside of the transaction that was opened for it."""
-
-    def __init__(self, alias: str) -> None:
-        self.alias = alias
+    def __init__(self, limit: int, queue: str) -> None:
+        self.limit = limit
+        self.queue = queue
         super().__init__(
-            f"this asynchronous test uses another connection to {alias!r} than the one whose transaction was opened for it, "
-            "because its event loop runs in the main thread and its database work does not: neither sees the other's rows; "
-            "mark it with django_db(transaction=True), or make it an asynchronous method of a django.test.TestCase"
+            f"the drain has handled more than {limit} messages, the last of them in {queue!r}; does its handler publish to "
+            "that queue again? If there are so many, pass limit="
         )
 
 
@@ -65,6 +51,9 @@ class DrainOptions(TypedDict, total=False):
 
 class Outbox:
     """The outbox as a test sees it. In asynchronous tests, await the methods that begin with an `a`.
+
+    It looks where the ORM looks: in an asynchronous test of pytest's, that is another connection than the one whose
+    transaction `django_db` has opened, so that such a test needs `django_db(transaction=True)`.
 
     *using*: the alias of the database; None: the one that `publish` writes to.
     """
@@ -137,35 +126,26 @@ class Outbox:
         instead. *delayed*: also what is scheduled for later, in that order and each message once, as if its time had come; a
         retry that is scheduled meanwhile takes another drain. More than *limit* runs raise `EndlessDrain`.
         """
-        await self._check_connection()
-        broker = load_handlers()
-        await broker.connect()  # nothing is opened by it: FastStream makes its loggers ready
-        store = _InlineStore(self.alias, notify=False)
         handled: list[Handled] = []
-        with _named_errors(), _consumers(broker, store, queues) as consumers:
-            async with aclosing(_deliveries(store, consumers, delayed=delayed)) as deliveries:
+        with _named_errors():
+            async with aclosing(inline.drain(self.alias, queues, delayed=delayed)) as deliveries:
                 async for one in deliveries:
                     handled.append(one)
                     if raise_errors and one.error is not None:
-                        one.error.add_note(f"in the handler of {one.delivery.queue!r}; its message: {one.outcome}")
+                        one.error.add_note(f"(message {one.delivery.id} in {one.delivery.queue!r}: {one.outcome})")
                         raise one.error
                     if len(handled) > limit:
-                        raise EndlessDrain(
-                            f"more than {limit} messages were handled, the last from {one.delivery.queue!r}; does a handler "
-                            "publish to its own queue? If there are so many, pass a higher limit"
-                        )
+                        raise EndlessDrain(limit, one.delivery.queue)
         return handled
 
     # The same for asynchronous tests
 
     async def amessages(self, queue: str | None = None) -> list[OutboxMessage]:
         """`messages` in an asynchronous test."""
-        await self._check_connection()
         return await sync_to_async(self.messages)(queue)
 
     async def adead_letters(self, queue: str | None = None) -> list[DeadLetter]:
         """`dead_letters` in an asynchronous test."""
-        await self._check_connection()
         return await sync_to_async(self.dead_letters)(queue)
 
     async def aassert_published(
@@ -178,20 +158,12 @@ class Outbox:
     ) -> list[OutboxMessage]:
         """`assert_published` in an asynchronous test."""
         __tracebackhide__ = True
-        await self._check_connection()
         return await sync_to_async(self.assert_published)(queue, body, times=times, headers=headers)
 
     async def aassert_nothing_published(self, queue: str | None = None) -> None:
         """`assert_nothing_published` in an asynchronous test."""
         __tracebackhide__ = True
-        await self._check_connection()
         await sync_to_async(self.assert_nothing_published)(queue)
-
-    async def _check_connection(self) -> None:
-        """Django has its transaction for a test in one thread; `sync_to_async` may lead to another."""
-        here = connections[self.alias]
-        if here.in_atomic_block and await sync_to_async(connections.__getitem__)(self.alias) is not here:
-            raise OtherConnection(self.alias)
 
 
 outbox = Outbox()
@@ -203,79 +175,6 @@ class OutboxTestMixin:
     outbox: ClassVar[Outbox] = outbox
 
 
-# Handling
-
-
-class _InlineStore(DjangoStore):
-    """The transaction of a transactional handler is a savepoint of the caller's, or an `atomic()` of its own outside one."""
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[str]:  # type: ignore[override]  # a session may be an alias as well
-        async with in_threads(transaction.atomic(using=self.alias)):
-            yield self.alias
-
-
-@contextmanager
-def _consumers(broker: "OutboxBroker", store: DjangoStore, queues: Sequence[str]) -> Iterator[list[Consumer]]:
-    """The broker's handlers of *queues*, on *store* and in the caller's thread instead of in lanes."""
-    config = broker.config.broker_config
-    before = config.store, config.lane, config.serves
-
-    def lane() -> AbstractAsyncContextManager[None]:
-        return in_threads(_undoing_what_broke(store.alias))
-
-    try:
-        config.store, config.lane = store, lane
-        broker.serve(queues or None)
-        subscribers: Sequence[OutboxSubscriber] = broker.subscribers  # type: ignore[assignment]  # upstream knows its own
-        yield [subscriber.make_consumer() for subscriber in subscribers if subscriber.served_queues]
-    finally:
-        config.store, config.lane, config.serves = before
-
-
-@contextmanager
-def _undoing_what_broke(alias: str) -> Iterator[None]:
-    """Around a handler: a statement that fails spoils only this handler's writes, not the transaction of the test.
-
-    A worker's handler has a connection of its own, and its message is settled on another one. A savepoint without
-    `atomic()`, which `publish` would take for the handler's own.
-    """
-    savepoint = transaction.savepoint(alias)
-    try:
-        yield
-    finally:
-        try:
-            transaction.savepoint_commit(savepoint, alias)
-        except DatabaseError:  # PostgreSQL or Django refuses everything after a failure
-            transaction.set_rollback(False, alias)
-            transaction.savepoint_rollback(savepoint, alias)
-
-
-async def _deliveries(store: DjangoStore, consumers: Sequence[Consumer], *, delayed: bool) -> AsyncIterator[Handled]:
-    link: Link = store.borrowed_link()
-    queues = [queue for consumer in consumers for queue in consumer.options.queues]
-    seen: set[int] = set()
-    while True:
-        async for one in inline.drain(link, consumers):
-            seen.add(one.delivery.id)
-            yield one
-        if not delayed or (next_one := await in_thread(_hasten, store.alias, queues, seen)) is None:
-            return
-        seen.add(next_one)
-
-
-def _hasten(alias: str, queues: Sequence[str], seen: set[int]) -> int | None:
-    """Make the message due that is scheduled next, except those *seen*; its id, or None if there is none."""
-    scheduled = OutboxMessage.objects.using(alias).filter(
-        queue__in=queues, failure_reason__isnull=True, leased_until__isnull=True
-    )
-    message = scheduled.exclude(id__in=seen).order_by("next_attempt_at", "id").first()
-    if message is None:
-        return None
-    scheduled.filter(id=message.id).update(next_attempt_at=Now())
-    return message.id
-
-
 # Comparing and showing
 
 
@@ -284,8 +183,10 @@ def _in_queue(queue: str | None) -> dict[str, str]:
 
 
 def _is_like(message: OutboxMessage, body: object, headers: Mapping[str, str]) -> bool:
+    if not headers.items() <= message.headers.items():
+        return False
     there = message.body
-    return headers.items() <= message.headers.items() and (body == there or _as_it_arrives(body) == there)
+    return bool(body == there or _as_it_arrives(body) == there)
 
 
 def _as_it_arrives(body: object) -> object:
@@ -328,10 +229,5 @@ def _named_errors() -> Iterator[None]:
         settings = outbox_settings()
         if settings.managed or not is_schema_refused(cause):
             raise
-        raise SchemaMismatch(
-            settings.table,
-            [
-                f"{first_line(cause)}; "
-                'OUTBOX["MANAGED"] is False, so Django makes no outbox in the test database; for tests, set it to True'
-            ],
-        ) from error
+        way_out = 'OUTBOX["MANAGED"] is False, so the test database gets no outbox; set it to True for tests'
+        raise SchemaMismatch(settings.table, [f"{first_line(cause)}; {way_out}"]) from error

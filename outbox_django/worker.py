@@ -15,10 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import cast
 
 from outbox_core.events import Event, Handled
 from outbox_core.waiting import within
 from outbox_django.faststream import OutboxBroker
+from outbox_django.store import DjangoStore
 
 logger = logging.getLogger("outbox")
 
@@ -56,11 +58,14 @@ class WorkerProcess:
         self._options = options
         self._enough: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = False
 
     async def run(self) -> Exit:
         """Work; raises what the broker's start raises."""
         self._enough = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        if self._stopped:
+            self._enough.set()
         self._configure()
         await self._broker.start()
         try:
@@ -73,8 +78,15 @@ class WorkerProcess:
 
     def stop(self) -> None:
         """Drain; callable from any thread, and before it runs."""
+        self._stopped = True
         if self._loop is not None and self._enough is not None:
-            self._loop.call_soon_threadsafe(self._enough.set)
+            with suppress(RuntimeError):  # the loop is closed, so it has stopped
+                self._loop.call_soon_threadsafe(self._enough.set)
+
+    @property
+    def alias(self) -> str:
+        """The database that has the outbox."""
+        return cast("DjangoStore", self._broker.store).alias
 
     @property
     def patience(self) -> float:
@@ -154,12 +166,13 @@ class WorkerProcess:
             while not self._enough.is_set():
                 was_healthy, healthy = healthy, await self._broker.ping(PING_TIMEOUT)
                 if healthy:
-                    path.touch()
+                    _touch(path)
                 elif was_healthy:
                     logger.error("the worker makes no progress; %s is not touched until it does", path)
                 await within(HEALTH_INTERVAL, self._enough.wait())
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def _report(self) -> Exit:
         logger.info("stopped after %d handler runs", self._broker.handled)
@@ -167,6 +180,13 @@ class WorkerProcess:
             logger.warning("cut %d handlers; the messages of those that did not finish will be delivered again", cut)
             return Exit.ABANDONED
         return Exit.CLEAN
+
+
+def _touch(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:  # a full disk, say: handling goes on, and whoever looks at the file draws the conclusion
+        logger.error("cannot touch the health file: %s", error)
 
 
 def leave(code: int) -> None:

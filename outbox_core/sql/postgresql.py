@@ -518,7 +518,7 @@ class PostgreSQL(Dialect):
     def read_catalogue(self, table: str, answers: Sequence[Sequence[Row]]) -> Sequence[Difference]:
         columns, indexes = answers
         if not columns:
-            return [Difference(f"table {table} does not exist", fatal=True)]
+            return [Difference(f"table {table} does not exist", fatal=True, missing_table=True)]
         spec = self.tables.described()[table]
         return compare(
             table,

@@ -390,7 +390,7 @@ class SQLite(Dialect):
     def read_catalogue(self, table: str, answers: Sequence[Sequence[Row]]) -> Sequence[Difference]:
         columns, indexes = answers
         if not columns:
-            return [Difference(f"table {table} does not exist", fatal=True)]
+            return [Difference(f"table {table} does not exist", fatal=True, missing_table=True)]
         return compare(
             table,
             self.tables.described()[table],

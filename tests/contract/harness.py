@@ -3,13 +3,15 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from inspect import isawaitable
 from typing import Any
 from uuid import UUID
 
+from asgiref.sync import SyncToAsync, sync_to_async
+from django.db import connections
 from sqlalchemy import DateTime, MetaData, func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -20,12 +22,15 @@ from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import Outcome
 from outbox_core.slots import Consumer
 from outbox_core.store import Band, Link, Settlement, Store, Want
+from outbox_django.store import AtomicBlock, DjangoStore
 from outbox_sqlalchemy import OutboxTables, SqlAlchemyStore, make_outbox_table, make_outbox_tables
 from outbox_sqlalchemy.tables import names_of
+from tests.django_databases import added_database, close_connections
 
 METADATA = MetaData()
 TABLES = make_outbox_tables(METADATA)
 PARKING_TABLES = OutboxTables(make_outbox_table(METADATA, "parking"))
+ARCHIVING_TABLES = make_outbox_tables(METADATA, "archiving", archive=True)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Outbox(ABC):
     """One empty store."""
 
     store: Store
+    session_argument = "session"  # what its callers call a transaction
+    strangers: tuple[object, ...] = ("session", 1, object())  # what is none
 
     def __init__(self) -> None:
         self._links: list[Link] = []
@@ -71,6 +78,10 @@ class Outbox(ABC):
     @abstractmethod
     async def dead_letters(self) -> list[Dead]:
         """Oldest first."""
+
+    async def borrowed(self) -> int:
+        """How many of the application's connections are in use."""
+        return 0
 
     async def publish(self, *messages: NewMessage) -> list[int | None]:
         """Publish in a transaction of the store's own."""
@@ -135,20 +146,12 @@ class MemoryOutbox(Outbox):
 
 
 class SqlOutbox(Outbox):
-    def __init__(self, engine: AsyncEngine, tables: OutboxTables, **options: Any) -> None:
+    """A store in a database, into which the test looks through an engine."""
+
+    def __init__(self, engine: AsyncEngine, tables: OutboxTables) -> None:
         super().__init__()
         self.engine = engine
         self.tables = tables
-        self.store: SqlAlchemyStore = SqlAlchemyStore(engine, names_of(tables), **options)
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
-        async with AsyncSession(self.engine) as session, session.begin():
-            yield session
-
-    async def publish_sync(self, session: object, *messages: NewMessage) -> list[int | None]:
-        assert isinstance(session, AsyncSession)
-        return await session.run_sync(lambda sync: self.store.insert_sync(messages, sync))
 
     async def age(self, seconds: float) -> None:
         async with self.engine.begin() as connection:
@@ -193,9 +196,68 @@ class SqlOutbox(Outbox):
             for table in filter(lambda table: table is not None, self.tables):
                 await connection.execute(table.delete())
 
+    async def archived(self) -> list[bytes]:
+        """The payloads in the archive, oldest first."""
+        table = self.tables.archive
+        assert table is not None
+        async with self.engine.connect() as connection:
+            return list(await connection.scalars(select(table.c.payload).order_by(table.c.id)))
+
     async def close(self) -> None:
         await super().close()
         await self.engine.dispose()
+
+
+class SqlAlchemyOutbox(SqlOutbox):
+    def __init__(self, engine: AsyncEngine, tables: OutboxTables, **options: Any) -> None:
+        super().__init__(engine, tables)
+        self.store: SqlAlchemyStore = SqlAlchemyStore(engine, names_of(tables), **options)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        async with AsyncSession(self.engine) as session, session.begin():
+            yield session
+
+    async def publish_sync(self, session: object, *messages: NewMessage) -> list[int | None]:
+        assert isinstance(session, AsyncSession)
+        return await session.run_sync(lambda sync: self.store.insert_sync(messages, sync))
+
+    async def borrowed(self) -> int:
+        return self.engine.pool.checkedout()
+
+
+class DjangoOutbox(SqlOutbox):
+    session_argument = "using"
+    strangers = (b"session", 1, object())  # any str is an alias
+
+    def __init__(self, engine: AsyncEngine, tables: OutboxTables, **options: Any) -> None:
+        super().__init__(engine, tables)
+        self._database = ExitStack()
+        self._alias = self._database.enter_context(added_database("outbox", engine.url))
+        self.store: DjangoStore = DjangoStore(self._alias, names_of(tables), **options)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AtomicBlock]:
+        async with self.store.transaction() as session:
+            # What the test does meanwhile without the session is not for the transaction's lane.
+            token = SyncToAsync.thread_sensitive_context.set(None)  # type: ignore[arg-type]  # as good as never set
+            try:
+                yield session
+            finally:
+                SyncToAsync.thread_sensitive_context.reset(token)
+
+    async def publish_sync(self, session: object, *messages: NewMessage) -> list[int | None]:
+        assert isinstance(session, AtomicBlock)
+        with session.lane.entered():
+            return await sync_to_async(self.store.insert_sync)(messages, session)
+
+    async def borrowed(self) -> int:
+        return await sync_to_async(lambda: int(connections[self._alias].connection is not None))()
+
+    async def close(self) -> None:
+        await super().close()
+        await close_connections(self._alias)
+        self._database.close()
 
 
 def _aware(moment: datetime) -> datetime:

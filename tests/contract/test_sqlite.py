@@ -8,11 +8,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from outbox_core.errors import OptionError
 from outbox_core.schema import Tables
 from outbox_sqlalchemy import SqlAlchemyStore
-from tests.contract.conftest import opened
+from tests.contract.conftest import SQLITE, opened
 from tests.contract.harness import Outbox
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=SQLITE)
 async def sqlite_outbox(request: pytest.FixtureRequest) -> AsyncIterator[Outbox]:
     async with opened(request) as outbox:
         yield outbox

@@ -76,3 +76,12 @@ async def test_a_queue_with_nothing_but_a_pause_is_listed(outbox: Outbox) -> Non
     await outbox.store.set_paused("orders", True, None)
 
     assert (await outbox.store.stats()).queues == {"orders": QueueStats(queue="orders", paused=True)}
+
+
+async def test_the_figures_can_be_gone_through(outbox: Outbox) -> None:
+    await outbox.publish(compose("a", "orders"), compose("b", "mails"))
+    stats = await outbox.store.stats()
+
+    assert sorted(stats) == ["mails", "orders"]
+    assert "orders" in stats
+    assert "parcels" not in stats

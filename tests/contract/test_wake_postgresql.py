@@ -7,13 +7,13 @@ import pytest
 from sqlalchemy import URL
 
 from outbox_core.envelope import compose
-from tests.contract.conftest import DRIVERS, opened
+from tests.contract.conftest import POSTGRESQL, opened
 from tests.contract.harness import Outbox, bodies, claim, until
 from tests.contract.test_wake import Ear
 from tests.databases import execute
 
 
-@pytest.fixture(params=DRIVERS)
+@pytest.fixture(params=POSTGRESQL)
 async def silent_outbox(request: pytest.FixtureRequest) -> AsyncIterator[Outbox]:
     """A store that was told not to notify."""
     async with opened(request, notify=False) as outbox:

@@ -1,6 +1,7 @@
 """What a publish is made of: bodies, headers, names and schedules, and every way in which they are refused."""
 
 import json
+import sys
 from collections import namedtuple
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -13,9 +14,12 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.baggage import set_baggage
+from opentelemetry.context import attach, detach
+from opentelemetry.sdk.trace import TracerProvider
 from pydantic import BaseModel, RootModel
 
-from outbox_core.envelope import check_delay, check_queue, compose, decode, encode, new_message_id
+from outbox_core.envelope import check_delay, check_queue, compose, decode, encode, new_message_id, trace_headers
 from outbox_core.errors import CannotEncode, InvalidMessage, OutboxError, WrongType
 
 ONE = UUID("0197a3c0-0000-7000-8000-000000000001")
@@ -497,3 +501,50 @@ def test_message_ids_of_one_moment_are_different() -> None:
 @pytest.mark.parametrize("conflict", ["ignore", "extend", "replace"])
 def test_every_timer_conflict_is_taken(conflict: Literal["ignore", "extend", "replace"]) -> None:
     assert compose("a", "orders", timer_id="t", timer_conflict=conflict).timer_conflict == conflict
+
+
+# Traces
+
+TRACER = TracerProvider().get_tracer("tests")
+
+
+def headers_of(**options: Any) -> dict[str, str]:
+    composed: dict[str, str] = json.loads(compose("a", "orders", **options).headers)
+    return composed
+
+
+def test_without_opentelemetry_no_header_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "opentelemetry.trace")
+
+    with TRACER.start_as_current_span("request"):
+        assert trace_headers() == {}
+        assert set(headers_of()) == {"content-type", "correlation_id"}
+
+
+def test_without_a_span_no_header_is_added() -> None:
+    assert trace_headers() == {}
+    assert set(headers_of()) == {"content-type", "correlation_id"}
+
+
+def test_the_current_span_is_in_the_headers() -> None:
+    with TRACER.start_as_current_span("request") as span:
+        headers = headers_of(headers={"x": "y"})
+
+    context = span.get_span_context()
+    assert headers["traceparent"] == f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    assert headers["x"] == "y"
+
+
+def test_baggage_travels_too() -> None:
+    token = attach(set_baggage("tenant", "7"))
+    try:
+        assert headers_of()["baggage"] == "tenant=7"
+    finally:
+        detach(token)
+
+
+def test_a_header_of_the_callers_wins_over_the_span() -> None:
+    given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    with TRACER.start_as_current_span("request"):
+        assert headers_of(headers={"traceparent": given})["traceparent"] == given

@@ -13,6 +13,7 @@ from outbox_core.schema import (
     QUEUES,
     Index,
     Tables,
+    TableSpec,
     channel_name,
     check_identifier,
     object_name,
@@ -146,6 +147,12 @@ def test_a_partial_indexs_predicate_is_plain_sql() -> None:
         == "b IS NOT NULL AND c IS NULL AND d IS NULL"
     )
     assert Index("x", ("a",)).where is None
+
+
+@pytest.mark.parametrize("spec", [OUTBOX, DEAD_LETTERS, ARCHIVE, QUEUES])
+def test_every_table_begins_with_its_identity(spec: TableSpec) -> None:
+    assert [column.name for column in spec.columns if column.kind == "identity"] == ["id"]
+    assert spec.names[0] == "id"
 
 
 def test_no_index_contains_a_lease_column() -> None:

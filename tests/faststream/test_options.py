@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -27,6 +28,9 @@ def test_every_option_of_a_broker_is_accepted(place: Place) -> None:
         require_transaction="warn",
         observers=[lambda event: None],
         worker_name="worker-1",
+        max_workers=2,
+        lane=nullcontext,
+        call_decorators=[lambda call: call],
         graceful_timeout=None,
         decoder=None,
         parser=None,

@@ -515,7 +515,7 @@ async def test_a_wrong_type_is_named_at_publish(fresh_postgres: Place) -> None:
 STARTS = {
     "missing table": ("DROP TABLE outbox", "table outbox does not exist"),
     "missing column": ("ALTER TABLE outbox DROP COLUMN last_exception", "column last_exception is missing"),
-    "missing unique index": ("DROP INDEX outbox_message_id_idx", "index outbox_message_id_idx on unique (message_id)"),
+    "missing unique index": ("DROP INDEX outbox_timer_idx", "index outbox_timer_idx on unique (queue, timer_id)"),
     "missing dead letters": ("DROP TABLE outbox_dlq", "outbox_dlq does not fit this version: table outbox_dlq"),
 }
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from outbox_core.outcome import Ack, DeadLetter, Retry
 from outbox_core.schema import Tables
 from outbox_core.sql.dialect import Settlements, Statement
 from outbox_core.sql.postgresql import PostgreSQL
+from outbox_core.sql.sqlite import SQLite
 from outbox_core.store import Band, Settlement, Want
 from outbox_sqlalchemy import make_outbox_tables
 from tests.databases import plain, postgres_database
@@ -83,11 +85,51 @@ def test_a_claim_reads_no_more_rows_than_it_takes_and_skips(backlog: psycopg.Con
 def test_a_survey_probes_the_ready_index_once_a_band(backlog: psycopg.Connection[Any]) -> None:
     nodes = explain(backlog, DIALECT.survey(["queue-0", "queue-1", "queue-3"]), analyze=True)
 
-    assert indexes(nodes) <= {"outbox_ready_idx", "outbox_queues_pkey"}
+    assert indexes(nodes) <= {"outbox_ready_idx", "outbox_queues_queue_idx"}
     assert "Sort" not in kinds(nodes)
     assert not [node for node in nodes if node["Node Type"] == "Seq Scan" and node["Relation Name"] == "outbox"]
     probes = [node["Actual Rows"] for node in nodes if node.get("Index Name") == "outbox_ready_idx"]
     assert max(probes) <= 1
+
+
+def test_the_names_of_queues_are_found_in_hops(backlog: psycopg.Connection[Any]) -> None:
+    nodes = explain(backlog, DIALECT.queues(), analyze=True)
+
+    assert indexes(nodes) == {"outbox_ready_idx"}
+    assert kinds(nodes).isdisjoint({"Sort", "Seq Scan", "Aggregate", "HashAggregate"})
+    probes = [node for node in nodes if node.get("Index Name") == "outbox_ready_idx"]
+    assert max(node["Actual Rows"] for node in probes) <= 1
+    assert sum(node["Actual Loops"] for node in probes) == 5  # four queues, and once to see that there is no other
+
+
+def test_sqlite_finds_the_names_of_queues_in_hops(tmp_path: Path) -> None:
+    metadata = MetaData()
+    make_outbox_tables(metadata)
+    engine = create_engine(f"sqlite:///{tmp_path / 'outbox.db'}")
+    metadata.create_all(engine)
+    statement = SQLite(DIALECT.tables).queues()
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    with engine.connect() as connection:
+        connection.exec_driver_sql(
+            """WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 10000)
+               INSERT INTO outbox (message_id, queue, payload, priority)
+               SELECT lower(hex(randomblob(16))), 'queue-' || (n % 4), 'x', n % 2 FROM number"""
+        )
+        plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement.text}")]
+        driver: Any = connection.connection.driver_connection
+        driver.set_progress_handler(count, 100)
+        names = [row[0] for row in connection.exec_driver_sql(statement.text)]
+    engine.dispose()
+
+    assert names == ["queue-0", "queue-1", "queue-2", "queue-3"]
+    assert [step for step in plan if "message" in step and "INDEX outbox_ready_idx" not in step] == []
+    assert steps < 10  # of a hundred instructions each; every row would be hundreds
 
 
 def test_settling_and_extending_find_each_row_by_its_primary_key(backlog: psycopg.Connection[Any]) -> None:

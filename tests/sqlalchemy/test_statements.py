@@ -1,13 +1,13 @@
 """How many statements a worker sends: the number does not grow with the number of messages."""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
 from outbox_core.message import Delivery
 from outbox_core.outcome import Ack, DeadLetter, Outcome, Release, Retry
-from outbox_core.sql import Row, Statement
+from outbox_core.sql import Row, Statement, begun
 from outbox_core.sql.store import SqlLink
 from outbox_core.store import Band, Settlement, Want
 from outbox_sqlalchemy import OutboxTables, SqlAlchemyStore, make_outbox_tables
@@ -24,6 +24,9 @@ class Counting:
     async def execute(self, statement: Statement) -> Sequence[Row]:
         self.sent.append(" ".join(statement.text.split()))
         return await self._inner.execute(statement)  # type: ignore[attr-defined,no-any-return]
+
+    def together(self) -> AbstractAsyncContextManager[None]:
+        return begun(self)
 
     async def close(self) -> None:
         await self._inner.close()  # type: ignore[attr-defined]

@@ -59,7 +59,8 @@ async def test_the_columns_are_those_of_the_described_table(postgres: Place) -> 
 
 
 async def test_no_index_contains_a_lease_column(either: Place) -> None:
-    indexes = inspect(either.sync_engine).get_indexes("outbox")
+    live = inspect(either.sync_engine)
+    indexes = [*live.get_indexes("outbox"), *live.get_unique_constraints("outbox")]
 
     assert {index["name"]: index["column_names"] for index in indexes} == {
         "outbox_ready_idx": ["queue", "priority", "next_attempt_at", "id"],
@@ -67,6 +68,14 @@ async def test_no_index_contains_a_lease_column(either: Place) -> None:
         "outbox_timer_idx": ["queue", "timer_id"],
         "outbox_message_id_idx": ["message_id"],
     }
+
+
+async def test_what_is_unique_among_all_rows_is_a_constraint(either: Place) -> None:
+    live = inspect(either.sync_engine)
+
+    assert [one["name"] for one in live.get_unique_constraints("outbox")] == ["outbox_message_id_idx"]
+    assert [one["name"] for one in live.get_unique_constraints("outbox_queues")] == ["outbox_queues_queue_idx"]
+    assert live.get_pk_constraint("outbox_queues")["constrained_columns"] == ["id"]
 
 
 async def test_a_schema_other_than_public_is_described_too(fresh_postgres: Place) -> None:
@@ -126,8 +135,10 @@ class Drift:
     sqlite_line: str | None = None
 
 
-def remade(*, without: str = "", instead: str = "", also: str = "") -> tuple[str, ...]:
-    """SQLite's outbox table again, with one column left out, declared differently, or added."""
+def remade(
+    *, without: str = "", instead: str = "", also: str = "", constraint: str = "UNIQUE (message_id)"
+) -> tuple[str, ...]:
+    """SQLite's outbox table again, with one column left out, declared differently, or added, or another constraint."""
     columns = {
         "id": "INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT",
         "message_id": "CHAR(32) NOT NULL DEFAULT (lower(hex(randomblob(16))))",
@@ -152,15 +163,14 @@ def remade(*, without: str = "", instead: str = "", also: str = "") -> tuple[str
     name, _, declared = instead.partition(" ")
     if name:
         columns[name] = declared
-    every = [f"{column} {kind}" for column, kind in columns.items()]
+    every = [*(f"{column} {kind}" for column, kind in columns.items()), also, constraint]
     return (
         "DROP TABLE outbox",
-        f"CREATE TABLE outbox ({', '.join([*every, also] if also else every)})",
+        f"CREATE TABLE outbox ({', '.join(filter(None, every))})",
         "CREATE INDEX outbox_ready_idx ON outbox (queue, priority, next_attempt_at, id) WHERE failure_reason IS NULL",
         'CREATE INDEX outbox_key_idx ON outbox (queue, "key", id) WHERE "key" IS NOT NULL AND failure_reason IS NULL',
         """CREATE UNIQUE INDEX outbox_timer_idx ON outbox (queue, timer_id)
            WHERE timer_id IS NOT NULL AND failure_reason IS NULL""",
-        "CREATE UNIQUE INDEX outbox_message_id_idx ON outbox (message_id)",
     )
 
 
@@ -226,8 +236,11 @@ DRIFTS = {
         "is missing or different",
     ),
     "index that is not unique": Drift(
-        ("DROP INDEX outbox_message_id_idx", "CREATE INDEX outbox_message_id_idx ON outbox (message_id)"),
-        ("DROP INDEX outbox_message_id_idx", "CREATE INDEX outbox_message_id_idx ON outbox (message_id)"),
+        (
+            "ALTER TABLE outbox DROP CONSTRAINT outbox_message_id_idx",
+            "CREATE INDEX outbox_message_id_idx ON outbox (message_id)",
+        ),
+        (*remade(constraint=""), "CREATE INDEX outbox_message_id_idx ON outbox (message_id)"),
         "outbox",
         "index outbox_message_id_idx on unique (message_id) is missing or different",
     ),
@@ -282,8 +295,12 @@ async def test_a_column_of_the_users_own_that_can_stay_empty_is_no_drift(fresh_e
     assert len(fresh_either.rows()) == 1
 
 
-async def test_an_index_under_another_name_is_no_drift(fresh_either: Place) -> None:
-    fresh_either.run("DROP INDEX outbox_message_id_idx", "CREATE UNIQUE INDEX by_identity ON outbox (message_id)")
+async def test_a_unique_index_in_a_constraints_place_under_another_name_is_no_drift(fresh_either: Place) -> None:
+    postgresql = ("ALTER TABLE outbox DROP CONSTRAINT outbox_message_id_idx",)
+    fresh_either.run(
+        *(postgresql if fresh_either.is_postgresql else remade(constraint="")),
+        "CREATE UNIQUE INDEX by_identity ON outbox (message_id)",
+    )
 
     await fresh_either.broker().validate_schema()
 

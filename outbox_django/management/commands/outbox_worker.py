@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import multiprocessing
+import os
 import sys
 import threading
-from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
 from django.utils import autoreload
 
-from outbox_core.errors import OptionError, OutboxError, SchemaMismatch
+from outbox_core.errors import OptionError, SchemaMismatch
 from outbox_core.options import MAX_WORKERS
-from outbox_django.commands import check_alias, named_queues, way_out
+from outbox_django.commands import FAILED, USAGE, check_alias, count, named_queues, seconds, told_in_one_line
+from outbox_django.errors import BrokenHandlers
 from outbox_django.handlers import load_handlers
 from outbox_django.settings import outbox_settings
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from outbox_django.faststream import OutboxBroker
     from outbox_django.worker import WorkerProcess
 
-USAGE = 2
+logger = logging.getLogger("outbox")
 
 
 class Command(BaseCommand):
@@ -35,13 +36,17 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--queue", action="append", metavar="NAME", help="serve this queue only; may be repeated")
         parser.add_argument("--exclude-queue", action="append", metavar="NAME", help="do not serve this queue")
-        parser.add_argument("--concurrency", type=_count, metavar="N", help="handlers at once, in each process")
-        parser.add_argument("--processes", type=_count, default=1, metavar="N", help="worker processes (default: 1)")
+        parser.add_argument(
+            "--concurrency", type=count(MAX_WORKERS), metavar="N", help="handlers at once, in each process"
+        )
+        parser.add_argument(
+            "--processes", type=count(MAX_WORKERS), default=1, metavar="N", help="worker processes (default: 1)"
+        )
         parser.add_argument("--drain", action="store_true", help="exit when nothing is due")
         parser.add_argument("--once", action="store_true", help="exit after one message, or if none is due")
         parser.add_argument("--reload", action="store_true", help="restart when code changes, for development")
         parser.add_argument("--database", metavar="ALIAS", help="the database that has the outbox")
-        parser.add_argument("--graceful-timeout", type=_seconds, metavar="S", help="seconds for handlers at a stop")
+        parser.add_argument("--graceful-timeout", type=seconds, metavar="S", help="seconds for handlers at a stop")
         parser.add_argument(
             "--health-file", type=Path, metavar="PATH", help="touched every 2 s while there is progress"
         )
@@ -79,6 +84,7 @@ def _prepare(options: dict[str, Any]) -> "WorkerProcess":
     from outbox_django.worker import WorkerOptions, WorkerProcess
 
     broker = _broker(options)
+    _check_health_file(options["health_file"])
     try:
         broker.serve(named_queues(options["queue"]), exclude=named_queues(options["exclude_queue"]) or ())
     except OptionError as error:
@@ -98,10 +104,11 @@ def _prepare(options: dict[str, Any]) -> "WorkerProcess":
 
 
 def _broker(options: dict[str, Any]) -> "OutboxBroker":
-    try:
-        broker = load_handlers()
-    except OutboxError as error:
-        raise CommandError(str(error)) from error
+    with told_in_one_line():
+        try:
+            broker = load_handlers()
+        except BrokenHandlers as error:
+            raise CommandError(f"{error}; --traceback shows where", returncode=FAILED) from error
     if options["database"] is not None:
         broker.use_database(check_alias(options["database"]))
     if not broker.subscribers:
@@ -112,31 +119,50 @@ def _broker(options: dict[str, Any]) -> "OutboxBroker":
     return broker
 
 
+def _check_health_file(path: Path | None) -> None:
+    if path is not None and not os.access(path.parent, os.W_OK):
+        raise CommandError(f"--health-file {path}: {path.parent} is no folder that takes files", returncode=USAGE)
+
+
 def _run(process: "WorkerProcess", *, in_main_thread: bool) -> int:
     connections.close_all()  # what the checks have opened; from here on everything has a thread of its own
-    try:
-        return asyncio.run(_run_in_loop(process, in_main_thread))
-    except SchemaMismatch as error:
-        raise CommandError(f"{error}; {way_out()}") from error
-    except OutboxError as error:
-        raise CommandError(str(error)) from error
+    with told_in_one_line():
+        try:
+            return asyncio.run(_run_in_loop(process, in_main_thread))
+        except SchemaMismatch as error:
+            raise CommandError(f"{error}; {outbox_settings().way_out(process.alias)}", returncode=FAILED) from error
 
 
 async def _run_in_loop(process: "WorkerProcess", in_main_thread: bool) -> int:
     if in_main_thread:
         process.listen_to_signals()
     if (parent := multiprocessing.parent_process()) is not None:
-        asyncio.get_running_loop().add_reader(parent.sentinel, process.stop)
+        asyncio.get_running_loop().add_reader(parent.sentinel, _orphaned, process, parent.sentinel)
     return await process.run()
+
+
+def _orphaned(process: "WorkerProcess", sentinel: int) -> None:
+    asyncio.get_running_loop().remove_reader(sentinel)  # it stays readable, and would be called for ever
+    logger.warning("the parent process is gone; draining")
+    process.stop()
 
 
 def _work_reloading(options: dict[str, Any]) -> None:
     """In the reloader's thread: a change of code asks for a drain, and waits for it, before everything starts anew."""
     autoreload.raise_last_exception()
-    process = _prepare(options)
+    try:
+        _run_until_changed(_prepare(options))
+    except CommandError as error:
+        logger.error("%s; waiting for code to change", error)
+        if isinstance(error.__cause__, BrokenHandlers) and error.__cause__.__cause__ is not None:
+            raise error.__cause__.__cause__ from None  # Django then watches the file that it comes from, too
+
+
+def _run_until_changed(process: "WorkerProcess") -> None:
     ended = threading.Event()
 
-    def drain(**_: Any) -> None:
+    def drain(file_path: object, **_: Any) -> None:
+        logger.info("%s has changed: draining, to start anew", file_path)
         process.stop()
         ended.wait(process.patience)
 
@@ -149,13 +175,13 @@ def _work_reloading(options: dict[str, Any]) -> None:
 
 def _show_log(verbosity: int) -> None:
     """Write our records to standard output, unless the project's LOGGING takes care of them."""
-    logger = logging.getLogger("outbox")
     if logger.hasHandlers():
         return
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
-    logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))
+    if logger.level == logging.NOTSET:
+        logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))
 
 
 def _end(code: int) -> None:
@@ -166,19 +192,3 @@ def _end(code: int) -> None:
         leave(code)  # the handlers that did not end hold their threads, and these the interpreter
     if code:
         sys.exit(code)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_WORKERS:
-        raise ArgumentTypeError(f"must be a number between 1 and {MAX_WORKERS:,}, got {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ArgumentTypeError(f"must be a number of seconds >= 0, got {text!r}")
-    return seconds

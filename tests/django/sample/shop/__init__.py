@@ -1,0 +1,1 @@
+"""An app that sells things, and is tested as its authors would test it."""

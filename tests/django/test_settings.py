@@ -1,0 +1,111 @@
+"""`settings.OUTBOX`: read as a whole, refused with the way out, and honoured when a test overrides it."""
+
+import re
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from outbox_core.errors import OptionError, WrongDatabase
+from outbox_django import OutboxBroker, publish
+from outbox_django.errors import InvalidSettings, NotInTransaction
+from outbox_django.models import OutboxMessage
+from outbox_django.settings import outbox_settings
+
+
+def test_every_key_may_be_left_out() -> None:
+    settings = outbox_settings()
+
+    assert settings.database is None
+    assert settings.require_transaction == "error"
+    assert settings.tables.outbox == "outbox"
+    assert settings.tables.archive is None
+
+
+@pytest.mark.parametrize(
+    ("outbox", "said"),
+    [
+        ([], "settings.OUTBOX must be a dict, got list"),
+        ("outbox", "settings.OUTBOX must be a dict, got str"),
+        (
+            {"REQUIRE_TRANSACTIONS": "warn"},
+            "settings.OUTBOX has an unknown key 'REQUIRE_TRANSACTIONS'; did you mean 'REQUIRE_TRANSACTION'?",
+        ),
+        ({"table": "events"}, "settings.OUTBOX has an unknown key 'table'; did you mean 'TABLE'?"),
+        ({"XYZ": 1}, "settings.OUTBOX has an unknown key 'XYZ'; known are DATABASE, TABLE, SCHEMA, "),
+        ({1: 2}, "settings.OUTBOX has an unknown key 1; known are "),
+        (
+            {"REQUIRE_TRANSACTION": "always"},
+            "OUTBOX[\"REQUIRE_TRANSACTION\"] must be one of ('error', 'warn', 'ignore'), got 'always'",
+        ),
+        ({"REQUIRE_TRANSACTION": True}, 'OUTBOX["REQUIRE_TRANSACTION"] must be one of'),
+        ({"REQUIRE_TRANSACTION": []}, 'OUTBOX["REQUIRE_TRANSACTION"] must be one of'),
+        ({"DATABASE": ""}, "OUTBOX[\"DATABASE\"] must be a str or None, got ''"),
+        ({"TABLE": None}, 'OUTBOX["TABLE"] must be a str, got None'),
+        ({"TABLE": "order"}, None),
+        ({"TABLE": "a b"}, 'OUTBOX["TABLE"]'),
+        ({"TABLE": "t" * 60}, "t" * 60),
+        ({"SCHEMA": "a.b"}, "a.b"),
+        ({"MANAGED": "no"}, "OUTBOX[\"MANAGED\"] must be True or False, got 'no'"),
+        ({"NOTIFY": 1}, 'OUTBOX["NOTIFY"] must be True or False, got 1'),
+        ({"CONCURRENCY": 0}, 'OUTBOX["CONCURRENCY"] must be an int between 1 and 1,000, got 0'),
+        ({"CONCURRENCY": True}, 'OUTBOX["CONCURRENCY"] must be an int between 1 and 1,000, got True'),
+        ({"CONCURRENCY": "4"}, 'OUTBOX["CONCURRENCY"] must be an int'),
+        ({"GRACEFUL_TIMEOUT": -1}, 'OUTBOX["GRACEFUL_TIMEOUT"] must be a number of seconds >= 0, got -1'),
+        ({"GRACEFUL_TIMEOUT": float("inf")}, 'OUTBOX["GRACEFUL_TIMEOUT"] must be a number of seconds >= 0, got inf'),
+        ({"CONN_MAX_AGE": "60"}, "OUTBOX[\"CONN_MAX_AGE\"] must be a number of seconds >= 0, or None, got '60'"),
+        ({"BROKER": 5}, 'OUTBOX["BROKER"] must be a str or None, got 5'),
+        ({"AUTODISCOVER": ""}, 'OUTBOX["AUTODISCOVER"] must be a str, got'),
+    ],
+)
+def test_what_cannot_work_is_named(outbox: Any, said: str | None) -> None:
+    with override_settings(OUTBOX=outbox):
+        if said is None:
+            assert outbox_settings()
+            return
+        with pytest.raises(InvalidSettings, match=re.escape(said)) as refused:
+            outbox_settings()
+
+    assert isinstance(refused.value, ImproperlyConfigured)
+    assert isinstance(refused.value, OptionError)
+
+
+def test_a_wrong_setting_stops_a_publish_too(django_databases: object) -> None:
+    with override_settings(OUTBOX={"REQUIRE_TRANSACTON": "warn"}), pytest.raises(InvalidSettings):
+        publish("x", "q", standalone=True)
+
+    publish("x", "q", standalone=True)
+    assert OutboxMessage.objects.count() == 1
+
+
+def test_an_override_is_honoured_and_taken_back(django_databases: object) -> None:
+    with pytest.raises(NotInTransaction):
+        publish("loose", "q")
+    with override_settings(OUTBOX={"REQUIRE_TRANSACTION": "ignore"}):
+        publish("ignored", "q")
+    with override_settings(OUTBOX={"REQUIRE_TRANSACTION": "warn"}), pytest.warns(RuntimeWarning):
+        publish("warned", "q")
+    with pytest.raises(NotInTransaction):
+        publish("loose", "q")
+
+    assert [message.body for message in OutboxMessage.objects.order_by("id")] == ["ignored", "warned"]
+
+
+def test_a_broker_of_a_database_that_does_not_exist_says_so() -> None:
+    with pytest.raises(
+        WrongDatabase, match="there is no database 'elsewhere' in settings.DATABASES; known are 'default'"
+    ):
+        OutboxBroker("elsewhere")
+    with override_settings(OUTBOX={"DATABASE": "elsewhere"}), pytest.raises(WrongDatabase, match="'elsewhere'"):
+        publish("x", "q")
+
+
+def test_a_broker_takes_what_it_is_not_given_from_the_settings(django_databases: object) -> None:
+    with override_settings(OUTBOX={"CONCURRENCY": 7, "GRACEFUL_TIMEOUT": 3, "CONN_MAX_AGE": None, "DATABASE": "lite"}):
+        broker = OutboxBroker()
+
+    assert broker.lanes.size == 7
+    assert broker.lanes.conn_max_age is None
+    assert broker.config.graceful_timeout == 3
+    assert OutboxBroker(concurrency=2, graceful_timeout=1.0).lanes.size == 2

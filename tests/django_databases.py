@@ -1,0 +1,43 @@
+"""Django in this process: set up once, here, with databases that come and go with the tests that use them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import django
+from asgiref.sync import sync_to_async
+from django.db import connections
+from sqlalchemy import URL
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.django_settings")
+django.setup()
+
+
+@contextmanager
+def added_database(alias: str, url: URL) -> Iterator[str]:
+    """*alias* in `settings.DATABASES` leads to *url* meanwhile."""
+    given = {
+        "ENGINE": f"django.db.backends.{'sqlite3' if url.get_backend_name() == 'sqlite' else 'postgresql'}",
+        "NAME": url.database,
+        "USER": url.username or "",
+        "PASSWORD": url.password or "",
+        "HOST": url.host or url.query.get("host", ""),
+        "PORT": url.port or "",
+    }
+    connections.settings[alias] = connections.configure_settings({"default": {}, alias: given})[alias]
+    try:
+        yield alias
+    finally:
+        with suppress(AttributeError):  # asked about in this thread, but not connected
+            del connections[alias]
+        del connections.settings[alias]
+
+
+async def close_connections(alias: str) -> None:
+    """Close what `sync_to_async` has opened in its thread, where no test's end does."""
+    await sync_to_async(_close_connection)(alias)
+
+
+def _close_connection(alias: str) -> None:
+    connections[alias].close()
+    del connections[alias]
