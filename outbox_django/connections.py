@@ -30,6 +30,7 @@ logger = logging.getLogger("outbox")
 
 DEADLINE = 10.0  # seconds to connect, and for any statement
 CLOSE_DEADLINE = 2.0  # seconds
+POSTGRESQL = (".postgresql", ".postgis")  # how these engines' names end
 PREPARE_AFTER = 5  # executions; psycopg's own default, which Django switches off for the sake of poolers
 
 
@@ -48,11 +49,15 @@ def own_wrapper(alias: str) -> BaseDatabaseWrapper:
     given |= {"AUTOCOMMIT": True, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": False}
     given["OPTIONS"].pop("pool", None)
     backend = load_backend(given["ENGINE"])
+    if given["ENGINE"].endswith(POSTGRESQL):
+        # Nothing else ends the wait of a thread for a server that accepts and is silent.
+        given["OPTIONS"].setdefault("connect_timeout", int(DEADLINE))
     if _is_psycopg3(given["ENGINE"]):
         # The same few statements for ever: PostgreSQL plans each once if the driver prepares them.
         given["OPTIONS"].setdefault("prepare_threshold", PREPARE_AFTER)
         given["OPTIONS"]["server_side_binding"] = given["OPTIONS"]["prepare_threshold"] is not None
     wrapper: BaseDatabaseWrapper = backend.DatabaseWrapper(given, alias)
+    wrapper.timezone_name = "UTC"  # in which no hour comes twice, if USE_TZ is off and times come without their zone
     return wrapper
 
 
@@ -62,7 +67,7 @@ def is_psycopg3(alias: str) -> bool:
 
 
 def _is_psycopg3(engine: str) -> bool:
-    if not engine.endswith((".postgresql", ".postgis")):
+    if not engine.endswith(POSTGRESQL):
         return False
     from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
@@ -91,7 +96,8 @@ class OwnConnection(Executor):
 
     def _connect(self, alias: str) -> None:
         wrapper = own_wrapper(alias)
-        wrapper.connect()
+        with wrapper.wrap_database_errors:
+            wrapper.connect()
         self._wrapper = wrapper
 
     async def execute(self, statement: Statement) -> Sequence[Row]:

@@ -41,6 +41,12 @@ def _generator(call: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
     return dependency
 
 
+def filter_in_lane(condition: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of a handler's `filter`. A synchronous one has been wrapped by FastStream already, to run in any thread."""
+    is_faststreams = getattr(condition, "__globals__", {}).get("__name__", "").startswith("faststream.")
+    return in_lane(getattr(condition, "__wrapped__", condition)) if is_faststreams else condition
+
+
 class LaneProvider(Provider):
     """FastDepends' provider, with every dependency in its delivery's lane."""
 

@@ -13,7 +13,7 @@ from outbox_core.faststream.producer import OutboxProducer
 from outbox_core.faststream.response import OutboxPublishCommand
 from outbox_core.message import NewMessage
 from outbox_core.waiting import drive
-from outbox_django.dependencies import LaneProvider, in_lane
+from outbox_django.dependencies import LaneProvider, filter_in_lane, in_lane
 from outbox_django.lanes import Lane, Lanes, in_thread
 from outbox_django.publishing import check_transaction
 from outbox_django.settings import TransactionPolicy, outbox_settings
@@ -79,6 +79,13 @@ class OutboxBroker(CoreBroker):
         self.config.broker_config.max_workers = concurrency
 
     # Life
+
+    async def connect(self) -> Any:
+        """FastStream's own, before any handler is called: their filters are put into the lanes as well."""
+        for subscriber in self.subscribers:
+            for call in subscriber.calls:
+                call.filter = filter_in_lane(call.filter)
+        return await super().connect()
 
     async def start(self) -> None:
         """Connect, check the tables, and consume. Does nothing if it does already."""

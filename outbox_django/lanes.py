@@ -66,7 +66,7 @@ class Lane(ThreadSensitiveContext):
         """
         now = monotonic()
         for connection in self.connections:
-            connection.health_check_done = False
+            connection.health_check_done = False  # type: ignore[attr-defined]  # missing from the stubs
         if any(one.errors_occurred or (one.close_at is not None and now >= one.close_at) for one in self.connections):
             await in_thread(_close_unusable)
 

@@ -52,7 +52,7 @@ class OutboxSettings:
     autodiscover: str = "outbox"
     broker: str | None = None
     concurrency: int = 4
-    graceful_timeout: float = 25.0
+    graceful_timeout: float = 20.0
     conn_max_age: float | None = 600.0
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ class AtomicBlock:
 
 
 class DjangoStore(SqlStore):
-    """`Store` on one alias of `settings.DATABASES`. A session is an alias, an `AtomicBlock`, or None for this one's."""
+X
 
     def __init__(
         self,

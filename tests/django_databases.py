@@ -14,8 +14,8 @@ django.setup()
 
 
 @contextmanager
-def added_database(alias: str, url: URL) -> Iterator[str]:
-    """*alias* in `settings.DATABASES` leads to *url* meanwhile."""
+def added_database(alias: str, url: URL, **options: object) -> Iterator[str]:
+    """*alias* in `settings.DATABASES` leads to *url* meanwhile, with *options* for its driver."""
     given = {
         "ENGINE": f"django.db.backends.{'sqlite3' if url.get_backend_name() == 'sqlite' else 'postgresql'}",
         "NAME": url.database,
@@ -23,6 +23,7 @@ def added_database(alias: str, url: URL) -> Iterator[str]:
         "PASSWORD": url.password or "",
         "HOST": url.host or url.query.get("host", ""),
         "PORT": url.port or "",
+        "OPTIONS": options,
     }
     connections.settings[alias] = connections.configure_settings({"default": {}, alias: given})[alias]
     try:

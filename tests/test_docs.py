@@ -3,19 +3,28 @@
 import ast
 import dataclasses
 import inspect
+import json
+import os
 import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from django.core.management.base import DjangoHelpFormatter
+from django.dispatch import Signal
+from sqlalchemy import URL
 
 from outbox_core import events, schema
 from outbox_core.faststream.response import PublishOptions
 from outbox_core.options import ConsumerOptions
+from outbox_django import signals
+from outbox_django.management.commands import outbox_worker
+from outbox_django.settings import OutboxSettings
 from outbox_sqlalchemy import OutboxBroker
 from tests.pages import PAGES, ROOT, examples, files_of
 
@@ -75,10 +84,51 @@ def test_the_worker_of_the_tutorial_runs_on_the_command_line(tmp_path: Path) -> 
         assert worker.wait(timeout=30) == 0
 
 
-def test_the_demo_loses_nothing() -> None:
-    done = run("docs/examples/orders/demo.py", "--orders", "100", timeout=60)
+def test_the_tutorial_of_django_can_be_followed(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+
+    def manage(*arguments: str) -> str:
+        command = [sys.executable, "-W", "error", "manage.py", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def place(item: str) -> None:
+        manage("shell", "-c", f"from orders.services import place_order; place_order({item!r})")
+
+    for command in (["startproject", "shop", "."], ["startapp", "orders"]):
+        django = [sys.executable, "-m", "django", *command]
+        subprocess.run(django, cwd=tmp_path, env=environment, timeout=60, check=True)
+    for name, code in files_of(ROOT / "docs" / "tutorial-django.md").items():
+        with (tmp_path / name).open("a") as file:
+            file.write(code)
+    manage("makemigrations", "orders")
+    manage("migrate")
+
+    place("mug")
+    assert "shipped mug\n" in manage("outbox_worker", "--drain")
+    place("vase")
+    for _ in range(3):  # attempts, each due a little later
+        manage("outbox_worker", "--drain")
+        time.sleep(0.2)
+    assert json.loads(manage("outbox_stats", "--json"))["queues"]["orders"]["dead"] == 1
+    assert manage("outbox_redrive", "--queue", "orders") == "1 dead letter put back\n"
+    manage("test")
+
+
+@pytest.mark.parametrize("demo", ["orders", "shop"])
+def test_the_demo_loses_nothing(demo: str) -> None:
+    done = run(f"docs/examples/{demo}/demo.py", "--orders", "100", timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^  lost +0$", done.stdout, re.MULTILINE)
+
+
+def test_both_directions_of_the_shop_work_on_postgresql(server: URL) -> None:
+    dsn = server.render_as_string(hide_password=False)
+    done = run("docs/examples/shop/demo.py", "--dsn", dsn, "--orders", "100", timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_options_page_names_every_option_of_a_subscriber() -> None:
@@ -99,6 +149,35 @@ def test_the_options_page_names_every_argument_of_the_broker() -> None:
 
 def test_the_options_page_names_every_option_of_a_publish() -> None:
     assert set(PublishOptions.__annotations__) <= documented(REFERENCE / "options.md")
+
+
+def test_the_django_page_names_every_setting() -> None:
+    settings = {field.name.upper() for field in dataclasses.fields(OutboxSettings)}
+    assert settings <= documented(REFERENCE / "django.md")
+
+
+def test_the_django_page_names_every_command() -> None:
+    commands = {path.stem for path in (ROOT / "outbox_django/management/commands").glob("outbox_*.py")}
+    assert commands <= documented(REFERENCE / "django.md")
+
+
+def test_the_django_page_names_every_check() -> None:
+    checks = set(re.findall(r"outbox\.[EWI]\d{3}", (ROOT / "outbox_django/checks.py").read_text()))
+    assert checks <= documented(REFERENCE / "django.md")
+
+
+def test_the_django_page_names_every_signal() -> None:
+    assert {name for name, value in vars(signals).items() if isinstance(value, Signal)} <= documented(
+        REFERENCE / "django.md"
+    )
+
+
+def test_the_page_on_workers_names_every_option_of_the_command() -> None:
+    parser = outbox_worker.Command().create_parser("manage.py", "outbox_worker")
+    common = set(DjangoHelpFormatter.show_last)
+    options = {name for action in parser._actions for name in action.option_strings} - common
+    shown = {name.partition(" ")[0] for name in documented(ROOT / "docs/how-to/django-workers.md")}
+    assert options - {"-h", "--help", "-v", "--force-color"} <= shown
 
 
 def test_the_events_page_names_every_event() -> None:

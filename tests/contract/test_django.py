@@ -1,6 +1,7 @@
 """What is special about Django's connections: aliases, threads, and settings that are meant for requests."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from outbox_core.envelope import compose
 from outbox_core.errors import DatabaseUnavailable, WrongDatabase
 from outbox_core.schema import Tables
 from outbox_core.sql import Statement
+from outbox_django.connections import own_wrapper
 from outbox_django.store import DjangoStore
 from tests.contract.harness import Outbox, SqlOutbox, bodies, claim, until
 from tests.databases import execute
@@ -47,15 +49,15 @@ async def test_an_alias_that_is_not_configured_is_refused(outbox: Outbox) -> Non
 @every_django
 async def test_a_transaction_has_a_thread_and_a_connection_of_its_own(outbox: Outbox) -> None:
     async with outbox.transaction() as one:
-        assert lanes() == 1
+        assert threads("outbox-lane") == 1
         await outbox.store.insert([compose("one", "orders")], one)
         assert await outbox.pending() == []
 
-    await until(lambda: lanes() == 0)
+    await until(lambda: threads("outbox-lane") == 0)
 
 
-def lanes() -> int:
-    return sum(thread.name.startswith("outbox-lane") for thread in threading.enumerate())
+def threads(prefix: str) -> int:
+    return sum(thread.name.startswith(prefix) for thread in threading.enumerate())
 
 
 async def test_a_server_that_does_not_run_is_unavailable(nowhere: DjangoStore) -> None:
@@ -64,6 +66,25 @@ async def test_a_server_that_does_not_run_is_unavailable(nowhere: DjangoStore) -
             await operation()
         assert str(refused.value).startswith("cannot use postgresql://127.0.0.1:1/shop/outbox: ")
         assert "s3cret" not in str(refused.value)
+
+
+async def test_a_server_that_is_silent_keeps_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outbox_django.connections.DEADLINE", 0.5)
+    monkeypatch.setattr("outbox_django.connections.CLOSE_DEADLINE", 0.1)
+    before = threads("outbox-connection")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = make_url(f"postgresql://app@127.0.0.1:{silent.getsockname()[1]}/shop")
+        with added_database("silent", url, connect_timeout=1) as alias:
+            async with asyncio.timeout(1):
+                with pytest.raises(DatabaseUnavailable):
+                    await DjangoStore(alias, Tables()).connect()
+            await until(lambda: threads("outbox-connection") == before, within=5)
+
+
+@pytest.mark.parametrize(("options", "seconds"), [({}, 10), ({"connect_timeout": 3}, 3)])
+def test_no_connection_is_waited_for_without_end(options: dict[str, object], seconds: int) -> None:
+    with added_database("patient", make_url("postgresql://127.0.0.1/shop"), **options) as alias:
+        assert own_wrapper(alias).get_connection_params()["connect_timeout"] == seconds
 
 
 @django_on_postgresql
@@ -91,9 +112,10 @@ async def test_closing_a_link_ends_what_waits_on_it(outbox: SqlOutbox, shared_da
         await waiting
 
 
-async def test_an_interrupted_link_leaves_no_thread_behind(postgres_outbox: SqlOutbox, shared_database: URL) -> None:
-    before = set(threading.enumerate())
-    executor = await postgres_outbox.store.open()
+@django_on_postgresql
+async def test_an_interrupted_link_leaves_no_thread_behind(outbox: SqlOutbox, shared_database: URL) -> None:
+    before = threads("outbox-connection")
+    executor = await outbox.store.open()
     waiting = asyncio.create_task(executor.execute(Statement("SELECT pg_sleep(60)", {})))
     await until(lambda: running(shared_database, "SELECT pg_sleep(60)"))
 
@@ -102,7 +124,7 @@ async def test_an_interrupted_link_leaves_no_thread_behind(postgres_outbox: SqlO
         await waiting
     await executor.close()
 
-    await until(lambda: set(threading.enumerate()) <= before, within=2)
+    await until(lambda: threads("outbox-connection") == before, within=2)
 
 
 async def running(database: URL, statement: str) -> bool:
@@ -111,7 +133,9 @@ async def running(database: URL, statement: str) -> bool:
 
 
 @django_on_postgresql
-@pytest.mark.parametrize("options", [{"isolation_level": 3}, {"isolation_level": 4}, {"pool": {"min_size": 1, "max_size": 1}}])
+@pytest.mark.parametrize(
+    "options", [{"isolation_level": 3}, {"isolation_level": 4}, {"pool": {"min_size": 1, "max_size": 1}}]
+)
 async def test_options_that_are_meant_for_requests_are_not_for_links(
     outbox: SqlOutbox, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
 ) -> None:

@@ -54,10 +54,10 @@ class Process:
     def log(self) -> str:
         return self._log.read_text()
 
-    def says(self, text: str) -> None:
-        """Return when it has said *text*."""
+    def says(self, text: str, times: int = 1) -> None:
+        """Return when it has said *text* so often."""
         deadline = monotonic() + PATIENCE
-        while text not in self.log:
+        while self.log.count(text) < times:
             assert self._running.poll() is None, f"it ended without {text!r}:\n{self.log}"
             assert monotonic() < deadline, f"it does not say {text!r}:\n{self.log}"
             sleep(0.02)
@@ -136,7 +136,17 @@ class Site:
         return process.ends(), process.log
 
     def write(self, file: str, text: str) -> None:
-        (self.folder / file).write_text(text)
+        half = self.folder / "half-written"
+        half.write_text(text)
+        half.replace(self.folder / file)
+
+    def save(self, file: str, text: str, seen: Callable[[], bool]) -> None:
+        """Write *file*, again and again until it is *seen*: Django's reloader misses what changes before its first look."""
+        deadline = monotonic() + PATIENCE
+        while not seen():
+            assert monotonic() < deadline, f"nobody saw that {file} has changed"
+            self.write(file, text)
+            sleep(0.2)
 
     # The database, as the tests' own process sees it
 

@@ -94,7 +94,7 @@ def test_an_override_is_honoured_and_taken_back(django_databases: object) -> Non
 
 def test_a_broker_of_a_database_that_does_not_exist_says_so() -> None:
     with pytest.raises(
-        WrongDatabase, match="there is no database 'elsewhere' in settings.DATABASES; known are 'default'"
+        WrongDatabase, match=r"there is no database 'elsewhere' in settings\.DATABASES; known are 'default'"
     ):
         OutboxBroker("elsewhere")
     with override_settings(OUTBOX={"DATABASE": "elsewhere"}), pytest.raises(WrongDatabase, match="'elsewhere'"):
