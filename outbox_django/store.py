@@ -35,7 +35,11 @@ class AtomicBlock:
 
 
 class DjangoStore(SqlStore):
-X
+    """`Store` on one alias of `settings.DATABASES`. A session is an alias, an `AtomicBlock`, or None for this one's.
+
+    As everywhere in Django, what runs on an alias takes part in the transaction that the current thread has open on it;
+    without one it is committed at once.
+    """
 
     def __init__(
         self,
