@@ -21,7 +21,7 @@ from pathlib import PurePath
 from typing import Any, TypedDict
 from uuid import UUID
 
-from outbox_core.errors import CannotEncode, InvalidMessage, OptionError, WrongType
+from outbox_core.errors import CannotEncode, InvalidMessage, OptionError, UnknownOption, WrongType
 from outbox_core.message import NewMessage, TimerConflict
 from outbox_core.schema import NAME_LENGTH
 
@@ -54,6 +54,15 @@ class PublishOptions(TypedDict, total=False):
     activate_at: datetime | None
     timer_id: str | None
     timer_conflict: TimerConflict
+
+
+def check_options(options: PublishOptions) -> None:
+    """`UnknownOption` for a keyword that no publish has: a type checker sees it, and not everybody has one."""
+    if not options.keys() <= _OPTIONS:
+        raise UnknownOption("publish", min(options.keys() - _OPTIONS), _OPTIONS)
+
+
+_OPTIONS = PublishOptions.__annotations__.keys()
 
 
 def compose(

@@ -5,6 +5,7 @@ program may want are attributes: nobody has to parse text. A lost lease is a res
 """
 
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from uuid import UUID
 
 
@@ -30,6 +31,16 @@ class WrongType(OutboxError, TypeError):
         self.argument = argument
         self.value = value
         super().__init__(f"{argument} must be {expected}, got {type(value).__name__}" + (f"; {hint}" if hint else ""))
+
+
+class UnknownOption(OutboxError, TypeError):
+    """A keyword that the call does not have; without this it would be ignored in silence."""
+
+    def __init__(self, call: str, option: str, known: Collection[str]) -> None:
+        self.option = option
+        close = get_close_matches(option, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(known))}"
+        super().__init__(f"{call} has no option {option!r}; {hint}")
 
 
 class InvalidMessage(OutboxError, ValueError):

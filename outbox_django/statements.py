@@ -12,6 +12,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from outbox_core.sql import Row, Statement
 
+MEMORABLE = 10_000  # characters; only SQLite's batches are longer, and each size has a text of its own
+
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")
 
 
@@ -30,9 +32,17 @@ def execute_on(cursor: Any, connection: BaseDatabaseWrapper, statement: Statemen
     return rows if settings.USE_TZ or connection.vendor != "postgresql" else _with_time_zone(rows, connection)
 
 
-@lru_cache(maxsize=512)
 def rendered(text: str) -> str:
     """`:name` as `%(name)s`, which Django's backends understand, SQLite's too."""
+    return _remembered(text) if len(text) < MEMORABLE else _render(text)
+
+
+@lru_cache(maxsize=512)
+def _remembered(text: str) -> str:
+    return _render(text)
+
+
+def _render(text: str) -> str:
     return _PARAMETER.sub(r"%(\1)s", text.replace("%", "%%"))
 
 

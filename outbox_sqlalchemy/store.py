@@ -30,6 +30,7 @@ from outbox_sqlalchemy.listen import listen_on
 from outbox_sqlalchemy.sessions import check_same_database, describe, use_async, use_sync
 
 DEADLINE = 10.0  # seconds for any statement of a worker's
+MEMORABLE = 10_000  # characters; only SQLite's batches are longer, and each size has a text of its own
 
 
 class SqlAlchemyStore(SqlStore):
@@ -164,8 +165,12 @@ def _check_engine(engine: object) -> None:
         raise WrongType("engine", "an AsyncEngine", engine, 'use create_async_engine("postgresql+asyncpg://…") for it')
 
 
-@lru_cache(maxsize=512)
 def _clause(sql: str) -> TextClause:
+    return _remembered(sql) if len(sql) < MEMORABLE else text(sql)
+
+
+@lru_cache(maxsize=512)
+def _remembered(sql: str) -> TextClause:
     return text(sql)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Unpack
 
 from faststream.response import BatchPublishCommand, PublishCommand, PublishType, Response
 
-from outbox_core.envelope import PublishOptions
+from outbox_core.envelope import PublishOptions, check_options
 from outbox_core.message import TimerConflict
 
 
@@ -24,6 +24,7 @@ class OutboxPublishCommand(BatchPublishCommand):
         _publish_type: PublishType = PublishType.PUBLISH,
         **options: Unpack[PublishOptions],
     ) -> None:
+        check_options(options)
         super().__init__(
             body,
             *bodies,
@@ -82,6 +83,7 @@ class OutboxResponse(Response):
         headers: dict[str, Any] | None = None,
         **options: Unpack[PublishOptions],
     ) -> None:
+        check_options(options)
         super().__init__(body, headers=headers, correlation_id=options.get("correlation_id"))
         self.queue = queue
         self.session = session

@@ -13,9 +13,10 @@ from faststream.message import StreamMessage
 from faststream.security import SASLPlaintext
 from faststream.specification.schema import Tag
 
+from outbox_core.errors import UnknownOption
 from outbox_core.faststream.annotations import Context
 from outbox_core.retry import NoRetry
-from outbox_sqlalchemy import OutboxBroker, OutboxRouter
+from outbox_sqlalchemy import OutboxBroker, OutboxResponse, OutboxRouter
 from tests.places import Place, running, until
 
 
@@ -231,3 +232,18 @@ async def test_the_default_logger_says_that_a_subscriber_waits(
     captured = capsys.readouterr()
     (line,) = (captured.out + captured.err).splitlines()
     assert line.endswith("- orders |            - `Handle` waiting for messages")
+
+
+@pytest.mark.parametrize("publish", ["publish", "publish_batch"])
+async def test_an_option_that_a_publish_does_not_have_is_refused(publish: str) -> None:
+    with pytest.raises(UnknownOption, match="publish has no option 'prority'; did you mean 'priority'"):
+        await getattr(OutboxBroker(), publish)("body", queue="orders", prority=4)
+
+
+async def test_so_is_one_of_a_publisher_and_of_a_response() -> None:
+    publisher = OutboxBroker().publisher("orders")
+
+    with pytest.raises(UnknownOption, match="publish has no option 'using'; it has activate_at, "):
+        await publisher.publish("body", using="default")
+    with pytest.raises(TypeError, match="no option 'using'"):
+        OutboxResponse("body", queue="orders", using="default")
