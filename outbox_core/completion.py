@@ -6,7 +6,10 @@
 A message that is rolled back goes the way of every other: its outcome is settled, or its new owner handles it.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from outbox_core.message import Completion, Delivery
 from outbox_core.outcome import Ack, Snooze
@@ -15,6 +18,23 @@ from outbox_core.store import Store
 
 class _RolledBack(Exception):
     """Ends the transaction without anything having failed."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """The transaction of the handler that runs here. A task that outlives the handler finds no session in it any more."""
+
+    store: Store
+    session: object | None
+
+
+_open: ContextVar[_Open | None] = ContextVar("outbox_transaction", default=None)
+
+
+def open_session(store: Store) -> object | None:
+    """The session of the transactional handler that runs here, if its transaction is one of *store*."""
+    found = _open.get()
+    return found.session if found is not None and found.store is store else None
 
 
 async def in_transaction(
@@ -28,9 +48,8 @@ async def in_transaction(
     """
     try:
         async with store.transaction() as session:
-            for delivery in batch:
-                delivery.session = session
-            await handle(batch)
+            with _opened(store, session, batch):
+                await handle(batch)
             if not await _complete(store, batch, session):
                 raise _RolledBack
     except _RolledBack:
@@ -43,6 +62,20 @@ async def in_transaction(
         raise
     else:
         _mark(batch, "committed")
+
+
+@contextmanager
+def _opened(store: Store, session: object, batch: Sequence[Delivery]) -> Iterator[None]:
+    """Meanwhile the handler finds *session* with its message, and what it publishes without one is published on it."""
+    here = _Open(store, session)
+    token = _open.set(here)
+    for delivery in batch:
+        delivery.session = session
+    try:
+        yield
+    finally:
+        here.session = None
+        _open.reset(token)
 
 
 async def _complete(store: Store, batch: Sequence[Delivery], session: object) -> bool:

@@ -52,6 +52,11 @@ class OutboxMessage(StreamMessage[Any]):
         return self._first.deliveries + (0 if self._first.begun else 1)
 
     @property
+    def session(self) -> Any:
+        """The transaction that a `transactional=True` handler runs in: what `session=` is elsewhere, and None without it."""
+        return self._first.session
+
+    @property
     def lease_lost(self) -> bool:
         """Whether another worker may have the message by now; what this handler does will not be settled."""
         return any(delivery.lease_lost for delivery in self.deliveries_in_hand)

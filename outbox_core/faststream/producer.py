@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, cast
 
 from faststream.exceptions import FeatureNotSupportedException
 
+from outbox_core.completion import open_session
 from outbox_core.envelope import compose
 from outbox_core.errors import CannotEncode, NoTransaction, NotStarted
 from outbox_core.faststream._compat import EMPTY, DefaultCodec, ProducerProto
@@ -45,9 +46,10 @@ class OutboxProducer(ProducerProto[OutboxPublishCommand]):
         return (await self.publish_batch(cmd))[0]
 
     async def publish_batch(self, cmd: OutboxPublishCommand) -> list[int | None]:
-        self.check_transaction(cmd)
+        session = self._session(cmd)
+        self.check_transaction(cmd, session)
         messages = await self.compose(cmd)
-        return await self._store.insert(messages, cmd.session) if messages else []
+        return await self._store.insert(messages, session) if messages else []
 
     async def request(self, cmd: OutboxPublishCommand) -> NoReturn:
         raise FeatureNotSupportedException(
@@ -61,9 +63,13 @@ class OutboxProducer(ProducerProto[OutboxPublishCommand]):
             raise NotStarted("this broker has no store; give it an engine, or publish with session=…")
         return self._config.store
 
-    def check_transaction(self, cmd: OutboxPublishCommand) -> None:
+    def _session(self, cmd: OutboxPublishCommand) -> object | None:
+        """The caller's, or that of the transactional handler which publishes."""
+        return open_session(self._store) if cmd.session is None else cmd.session
+
+    def check_transaction(self, cmd: OutboxPublishCommand, session: object | None) -> None:
         """Apply `require_transaction` to a publish without a session."""
-        if cmd.session is not None or cmd.standalone or self._config.require_transaction == "ignore":
+        if session is not None or cmd.standalone or self._config.require_transaction == "ignore":
             return
         text = _NO_TRANSACTION.format(queue=cmd.destination)
         if self._config.require_transaction == "error":

@@ -41,9 +41,9 @@ class OutboxRegistrator(Registrator[Any, OutboxBrokerConfig]):
     ) -> OutboxSubscriber:
         """Subscribe to one queue or several; decorate a handler with the result.
 
-        *transactional*: the handler runs in a transaction of the outbox's database, which also completes its message;
-        whatever else it writes and publishes there is committed with that, or not at all. The engine's options are those
-        of `ConsumerOptions`. Raises at this line what is wrong with them.
+        *transactional*: the handler runs in a transaction of the outbox's database (`message.session`), which also completes
+        its message: what it writes and publishes there is committed with that, or not at all. The engine's options are
+        those of `ConsumerOptions`. Raises at this line what is wrong with them.
         """
         consumer_options = ConsumerOptions.of(queues, options)
         config = OutboxSubscriberConfig(

@@ -1,20 +1,21 @@
 """Handlers whose writes, messages and own end are one transaction."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Annotated
+from uuid import uuid4
 
 import pytest
 from faststream import AckPolicy
 from faststream.exceptions import AckMessage, NackMessage, RejectMessage
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from outbox_core.errors import OptionError
-from outbox_core.retry import ConstantRetry
-from outbox_sqlalchemy import OutboxBroker, OutboxMessage
+from outbox_core.faststream.annotations import Context
+from outbox_core.retry import ConstantRetry, NoRetry
+from outbox_sqlalchemy import OutboxBroker, OutboxMessage, OutboxResponse
 from tests.places import Place, running, until
-
-
-def session_of(message: OutboxMessage) -> object:
-    return message.deliveries_in_hand[0].session
 
 
 def mails(place: Place) -> list[str]:
@@ -30,7 +31,7 @@ async def test_what_is_published_is_committed_with_the_end_of_the_message(both: 
 
     @broker.subscriber("orders", transactional=True)
     async def handle(body: int, message: OutboxMessage) -> None:
-        await broker.publish(f"mail {body}", "mails", session=session_of(message))
+        await broker.publish(f"mail {body}", "mails", session=message.session)
 
     await broker.publish_batch(1, 2, 3, queue="orders")
     async with running(broker):
@@ -46,7 +47,7 @@ async def test_a_handlers_own_writes_are_committed_with_the_end_of_the_message(b
 
     @broker.subscriber("orders", transactional=True, retry_strategy=ConstantRetry(delay_seconds=0.01))
     async def handle(body: int, message: OutboxMessage) -> None:
-        await session_of(message).execute(text("INSERT INTO written VALUES (:body)"), {"body": body})  # type: ignore[attr-defined]
+        await message.session.execute(text("INSERT INTO written VALUES (:body)"), {"body": body})
         if message.attempt < 3:
             raise ValueError("not yet")
 
@@ -59,6 +60,97 @@ async def test_a_handlers_own_writes_are_committed_with_the_end_of_the_message(b
     both.run("DROP TABLE written")
 
 
+async def test_what_is_published_without_a_session_is_in_the_transaction_too(both: Place) -> None:
+    broker = both.broker(require_transaction="error")
+    mailer = broker.publisher("mails")
+
+    @broker.publisher("mails")
+    @broker.subscriber("orders", transactional=True, retry_strategy=ConstantRetry(delay_seconds=0.01))
+    async def handle(body: int, message: OutboxMessage) -> OutboxResponse:
+        await broker.publish(f"by the broker {message.attempt}", "mails")
+        await broker.publish_batch(f"by a batch {message.attempt}", queue="mails")
+        await mailer.publish(f"by a publisher {message.attempt}")
+        if message.attempt == 1:
+            raise ValueError("not yet")
+        return OutboxResponse(f"replied {message.attempt}", queue="mails")
+
+    await broker.publish(7, "orders", standalone=True)
+    async with running(broker):
+        await until(lambda: orders(both), 0)
+
+    assert mails(both) == ["by the broker 2", "by a batch 2", "by a publisher 2", "replied 2", "replied 2"]
+
+
+async def test_a_reply_is_taken_back_if_the_lease_was_lost(both: Place) -> None:
+    broker = both.broker()
+    handled = asyncio.Event()
+
+    @broker.publisher("mails")
+    @broker.subscriber("orders", transactional=True)
+    async def handle(body: int) -> str:
+        both.run(f"UPDATE outbox SET acquired_token = '{uuid4().hex}'")  # another worker's
+        handled.set()
+        return "nobody reads this"
+
+    await broker.publish(7, "orders")
+    async with running(broker):
+        await handled.wait()
+        await broker.drained()
+
+    assert (mails(both), orders(both)) == ([], 1)
+
+
+async def test_the_session_is_an_argument_if_the_handler_asks_for_it(place: Place) -> None:
+    broker = place.broker()
+
+    @broker.subscriber("orders", transactional=True)
+    async def handle(body: int, session: Annotated[AsyncSession, Context("message.session")]) -> None:
+        await broker.publish(type(session).__name__, "mails", session=session)
+
+    await broker.publish(7, "orders")
+    async with running(broker):
+        await broker.drained()
+
+    assert mails(place) == ["AsyncSession"]
+
+
+async def test_a_task_that_outlives_its_handler_publishes_in_a_transaction_of_its_own(place: Place) -> None:
+    broker = place.broker()
+    ended = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def later() -> None:
+        await ended.wait()
+        await broker.publish("afterwards", "mails")
+
+    @broker.subscriber("orders", transactional=True)
+    async def handle(body: int) -> None:
+        tasks.append(asyncio.create_task(later()))
+
+    await broker.publish(7, "orders")
+    async with running(broker):
+        await broker.drained()
+        ended.set()
+        await tasks[0]
+
+    assert mails(place) == ["afterwards"]
+
+
+async def test_another_brokers_publish_is_not_in_the_transaction(place: Place) -> None:
+    broker, other = place.broker(), place.broker()
+
+    @broker.subscriber("orders", transactional=True, retry_strategy=NoRetry())
+    async def handle(body: int) -> None:
+        await other.publish("stays", "mails")
+        raise ValueError("takes back what is this broker's")
+
+    await broker.publish(7, "orders")
+    async with running(broker):
+        await broker.drained()
+
+    assert mails(place) == ["stays"]
+
+
 async def test_a_failure_takes_back_what_was_published_and_is_retried(both: Place) -> None:
     broker = both.broker()
     attempts: list[int] = []
@@ -66,7 +158,7 @@ async def test_a_failure_takes_back_what_was_published_and_is_retried(both: Plac
     @broker.subscriber("orders", transactional=True, retry_strategy=ConstantRetry(delay_seconds=0.01))
     async def handle(body: int, message: OutboxMessage) -> None:
         attempts.append(message.attempt)
-        await broker.publish(message.attempt, "mails", session=session_of(message))
+        await broker.publish(message.attempt, "mails", session=message.session)
         if message.attempt < 3:
             raise ValueError("not yet")
 
@@ -116,7 +208,7 @@ async def test_only_an_ack_commits(
 
     @broker.subscriber("orders", transactional=True)
     async def handle(body: int, message: OutboxMessage) -> None:
-        await broker.publish(name, "mails", session=session_of(message))
+        await broker.publish(name, "mails", session=message.session)
         await vote(message)
 
     await broker.publish(7, "orders")
@@ -138,7 +230,7 @@ async def test_manual_without_a_vote_rolls_back_and_is_retried(place: Place) -> 
         retry_strategy=ConstantRetry(delay_seconds=0.01),
     )
     async def handle(body: int, message: OutboxMessage) -> None:
-        await broker.publish(message.attempt, "mails", session=session_of(message))
+        await broker.publish(message.attempt, "mails", session=message.session)
         if message.attempt == 3:
             await message.ack()
 
@@ -200,11 +292,11 @@ async def test_beside_a_transactional_subscriber_others_have_no_transaction(plac
 
     @broker.subscriber("orders")
     async def handle(body: int, message: OutboxMessage) -> None:
-        sessions.append(session_of(message) is not None)
+        sessions.append(message.session is not None)
 
     @broker.subscriber("mails", transactional=True)
     async def mail(body: int, message: OutboxMessage) -> None:
-        sessions.append(session_of(message) is not None)
+        sessions.append(message.session is not None)
 
     async with running(broker):
         await broker.publish(1, "orders")
