@@ -12,7 +12,7 @@ from typing import Any, Unpack
 from django.core.signals import setting_changed
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from outbox_core.envelope import PublishOptions, check_queue, compose, refuse_for_batches
+from outbox_core.envelope import PublishOptions, check_options, check_queue, compose, refuse_for_batches
 from outbox_core.message import NewMessage
 from outbox_django.errors import NotInTransaction
 from outbox_django.lanes import in_thread
@@ -38,7 +38,7 @@ def publish(
     Raises `NotInTransaction` outside `atomic()`, `InvalidMessage`, `WrongType` or `CannotEncode` before anything is sent,
     and `SchemaMismatch` or `ReadOnlyDatabase` where the database has no such table or takes no writes.
     """
-    return _insert([compose(message, queue, headers=headers, **options)], queue, using, standalone)[0]
+    return _insert([_compose(message, queue, headers, options)], queue, using, standalone)[0]
 
 
 def publish_batch(
@@ -50,12 +50,7 @@ def publish_batch(
     **options: Unpack[PublishOptions],
 ) -> list[int | None]:
     """Insert all *messages* in one statement or none of them; their row ids, in order. See `publish`."""
-    check_queue(queue)
-    if not messages:
-        return []
-    refuse_for_batches(options)
-    composed = [compose(message, queue, headers=headers, **options) for message in messages]
-    return _insert(composed, queue, using, standalone)
+    return _insert(_compose_all(messages, queue, headers, options), queue, using, standalone)
 
 
 async def apublish(
@@ -72,8 +67,7 @@ async def apublish(
     Django has no transactions around asynchronous code, so outside a transactional handler this needs `standalone=True`;
     to publish with other writes, put both into one function under `atomic()` and call that with `sync_to_async`.
     """
-    composed = [compose(message, queue, headers=headers, **options)]
-    return (await in_thread(_insert, composed, queue, using, standalone))[0]
+    return (await in_thread(_insert, [_compose(message, queue, headers, options)], queue, using, standalone))[0]
 
 
 async def apublish_batch(
@@ -85,15 +79,25 @@ async def apublish_batch(
     **options: Unpack[PublishOptions],
 ) -> list[int | None]:
     """`publish_batch` from asynchronous code; see `apublish`."""
+    return await in_thread(_insert, _compose_all(messages, queue, headers, options), queue, using, standalone)
+
+
+def _compose_all(
+    messages: Sequence[Any], queue: str, headers: Mapping[str, str] | None, options: PublishOptions
+) -> list[NewMessage]:
     check_queue(queue)
-    if not messages:
-        return []
     refuse_for_batches(options)
-    composed = [compose(message, queue, headers=headers, **options) for message in messages]
-    return await in_thread(_insert, composed, queue, using, standalone)
+    return [_compose(message, queue, headers, options) for message in messages]
+
+
+def _compose(message: Any, queue: str, headers: Mapping[str, str] | None, options: PublishOptions) -> NewMessage:
+    check_options(options)
+    return compose(message, queue, headers=headers, **options)
 
 
 def _insert(messages: Sequence[NewMessage], queue: str, using: str | None, standalone: bool) -> list[int | None]:
+    if not messages:
+        return []
     store = publishing_store()
     if not standalone:
         check_transaction(store.connection(using), queue, outbox_settings().require_transaction, stacklevel=4)

@@ -33,6 +33,7 @@ from outbox_core.errors import (
     OptionError,
     OutboxError,
     SchemaMismatch,
+    UnknownOption,
     WrongDatabase,
     WrongType,
 )
@@ -439,7 +440,7 @@ def test_a_database_that_is_not_migrated_says_how(
         (InvalidMessage, lambda using: publish("x", "q", activate_in=timedelta(-1), using=using)),
         (InvalidMessage, lambda using: publish("x", "q", message_id="not a uuid", using=using)),
         (InvalidMessage, lambda using: publish("x", "q", timer_id="t", timer_conflict="both", using=using)),
-        (TypeError, lambda using: publish("x", "q", prority=1, using=using)),
+        (UnknownOption, lambda using: publish("x", "q", prority=1, using=using)),
         (OptionError, lambda using: publish_batch("x", queue="q", timer_id="t", using=using)),
         (OptionError, lambda using: publish_batch("x", queue="q", message_id=MESSAGE_ID, using=using)),
         (CannotEncode, lambda using: publish_batch("x", object(), queue="q", using=using)),
