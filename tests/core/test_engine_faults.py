@@ -211,7 +211,8 @@ async def test_an_extension_between_a_lost_answer_and_its_repetition_loses_nothi
 
     store.after = lose_every_answer
     await worker.start()
-    worker.add(consumer(do_nothing, lease_ttl_seconds=1.0))
+    # Long enough for the longest pause between two tries, a second, after the extension that comes when a third is gone.
+    worker.add(consumer(do_nothing, lease_ttl_seconds=3.0))
     await publish(store, "a")
     await until(lambda: ("extend", ["a"]) in store.calls)
     await worker.stop(timeout=1)

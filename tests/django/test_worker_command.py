@@ -354,7 +354,7 @@ def test_changed_code_takes_over_when_running_handlers_have_finished(site: Site,
     site.orders(2)
 
     until(site.handled, [1, 102])
-    assert site.messages() == []
+    until(site.messages, [])
 
 
 def test_code_that_cannot_be_imported_is_waited_for(site: Site) -> None:
