@@ -106,7 +106,9 @@ def duration(text: str) -> timedelta:
 
 
 def queue_name(text: str) -> str:
-    """The name of one queue."""
+    """The name of one queue. No list: where `outbox_worker` would split one, this would look for a queue of that name."""
+    if "," in text:
+        raise ArgumentTypeError(f"must be one queue, got {text!r}; give others one by one")
     try:
         return check_queue(text)
     except OutboxError as error:

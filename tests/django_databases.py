@@ -9,8 +9,13 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 from sqlalchemy import URL
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.django_settings")
+# For this process alone: whatever was in the environment comes back for those that the tests start.
+inherited = os.environ.get("DJANGO_SETTINGS_MODULE")
+os.environ["DJANGO_SETTINGS_MODULE"] = "tests.django_settings"
 django.setup()
+del os.environ["DJANGO_SETTINGS_MODULE"]
+if inherited is not None:
+    os.environ["DJANGO_SETTINGS_MODULE"] = inherited
 
 
 @contextmanager

@@ -287,6 +287,10 @@ def test_a_pause_lasts_until_it_is_resumed(alias: str) -> None:
     assert [control.queue for control in paused] == ["mails"]
 
 
+def test_a_list_of_queues_in_one_argument_is_refused(django_databases: object) -> None:
+    assert "must be one queue, got 'orders,mails'" in str(refused("outbox_pause", "orders,mails", alias="lite"))
+
+
 @pytest.mark.parametrize("command", ["outbox_pause", "outbox_resume"])
 def test_a_name_that_no_queue_can_have_is_refused(django_databases: object, command: str) -> None:
     assert "must be at most 255 characters" in str(refused(command, "x" * 256, alias="lite"))
