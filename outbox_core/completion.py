@@ -56,9 +56,9 @@ async def in_transaction(
         _withdraw_acks(batch, Snooze(0.0))
         _mark(batch, None)
     except BaseException:
-        if any(delivery.completion == "asked" for delivery in batch):  # the database failed, not the handler
+        if any(delivery.completion == "asked" for delivery in batch):  # the commit failed, or what follows it
             _withdraw_acks(batch, None)
-        _mark(batch, None)
+            _mark(batch, "unknown")
         raise
     else:
         _mark(batch, "committed")

@@ -67,7 +67,7 @@ async def _run(link: Link, consumer: Consumer, batch: list[Delivery]) -> list[Ha
     started = perf_counter()
     try:
         async with consumer.lane() if consumer.lane is not None else nullcontext():
-            await consumer.handle(batch)
+            await consumer.call(batch)
     except Exception as raised:
         error = raised
     seconds = perf_counter() - started

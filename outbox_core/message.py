@@ -13,7 +13,7 @@ from uuid import UUID
 from outbox_core.outcome import Vote
 
 TimerConflict: TypeAlias = Literal["ignore", "extend", "replace"]
-Completion: TypeAlias = Literal["asked", "committed"]
+Completion: TypeAlias = Literal["asked", "committed", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -234,7 +234,8 @@ class Settler:
 
     def _was_ours(self, delivery: Delivery) -> bool:
         """Whether a row that is missing can only have been settled by our own first try: nobody else had a lease."""
-        return delivery in self._unanswered and monotonic() <= delivery.lease_ends
+        asked_before = delivery in self._unanswered or delivery.completion == "unknown"
+        return asked_before and monotonic() <= delivery.lease_ends
 
     def _failed(self, batch: list[Settlement], down: LinkDown) -> None:
         """Halve the batch, so that one settlement that the database refuses cannot hold up the others for ever."""

@@ -32,6 +32,7 @@ AHEAD = 0.1  # seconds of work that are claimed in advance
 MAX_AHEAD = 1_000  # messages; more were hardly faster, and all of them are suspects if the worker dies
 UNDECIDED_DELAY = 60.0  # seconds until a message is tried again whose retry strategy failed
 BLAME_PATIENCE = 10.0  # seconds that the outcome of a suspect may take into the database, before others go on
+LANE_PAUSE = 1.0  # seconds before a slot tries to enter a lane again
 CUT_TIMEOUT = 5.0  # seconds for a cancelled handler to come to its end
 YIELD_EVERY = 0.001  # seconds that handlers which never wait may keep the loop, on which claims and settlements wait
 
@@ -41,8 +42,9 @@ class Consumer:
 
     `handle` runs the handler on one delivery, or on a batch, and raises what it raised. `lane` is where that happens (in
     a thread with a connection of its own, say): it is entered for each delivery, and may be shared by many consumers, whose
-    messages then wait in their buffers until it is free. `ack_first` completes a message before its handler runs: at most
-    once.
+    messages then wait in their buffers until it is free. A handler that is cancelled must have come to its end in every
+    respect before the lane is left; a lane that fails is entered again, and loses nothing. `ack_first` completes a message
+    before its handler runs: at most once.
     """
 
     def __init__(
@@ -183,15 +185,22 @@ class Consumer:
             if self.lane is None:
                 await self._deliver_or_release(self._take())
             else:
-                async with self.lane():
-                    if self._buffer:  # others may have taken it meanwhile
-                        await self._deliver_or_release(self._take())
+                await self._deliver_in(self.lane)
             if (now := perf_counter()) - yielded > YIELD_EVERY:
                 await asyncio.sleep(0)
                 yielded = now
             # A full buffer need not be measured after each message.
             if self.more and (len(self._buffer) < 16 or len(self._buffer) % 16 == 0) and self.wants_more():
                 self._need()
+
+    async def _deliver_in(self, lane: Lane) -> None:
+        try:
+            async with lane():
+                if self._buffer:  # others may have taken it meanwhile
+                    await self._deliver_or_release(self._take())
+        except Exception:
+            logger.exception("a lane for %r failed; trying again in %g s", self.options.queues, LANE_PAUSE)
+            await asyncio.sleep(LANE_PAUSE)
 
     async def _filled(self) -> bool:
         """Wait for something in the buffer; False at the end."""
@@ -293,7 +302,7 @@ class Consumer:
             self._running[delivery] = started
         error: BaseException | None = None
         try:
-            await (self._call(batch) if self._cuttable else self.handle(batch))
+            await self.call(batch)
         except asyncio.CancelledError as cancelled:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -308,7 +317,11 @@ class Consumer:
                 self._running.pop(delivery, None)
         self._finish(batch, error, perf_counter() - started)
 
-    async def _call(self, batch: list[Delivery]) -> None:
+    async def call(self, batch: list[Delivery]) -> None:
+        """Run the handler, cut where the options say so; raises what it raised, or `TimeoutError`."""
+        await (self._call_cuttable(batch) if self._cuttable else self.handle(batch))
+
+    async def _call_cuttable(self, batch: list[Delivery]) -> None:
         async with asyncio.timeout(self.options.handler_timeout) as cut:
             self._cuts |= dict.fromkeys(batch, cut)
             try:

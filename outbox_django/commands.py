@@ -6,19 +6,28 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from enum import IntEnum
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, InterfaceError, connections
+from django.db import DatabaseError, InterfaceError
 
 from outbox_core.envelope import check_queue
-from outbox_core.errors import OutboxError
+from outbox_core.errors import OutboxError, WrongDatabase
 from outbox_core.sql.refusals import first_line
+from outbox_django.connections import database_settings
 from outbox_django.settings import outbox_settings
 from outbox_django.store import DirectStore
 
-FAILED = 1
-USAGE = 2
+
+class Exit(IntEnum):
+    """What a command says when it ends; a worker's second signal adds 128 to its number instead."""
+
+    CLEAN = 0
+    FAILED = 1
+    USAGE = 2
+    ABANDONED = 3  # handlers were cut when graceful_timeout had passed; their messages are delivered again
+
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
 _UNITS = {"": "seconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -47,16 +56,17 @@ def told_in_one_line() -> Iterator[None]:
     try:
         yield
     except OutboxError as error:
-        raise CommandError(str(error), returncode=FAILED) from error
+        raise CommandError(str(error), returncode=Exit.FAILED) from error
     except (DatabaseError, InterfaceError) as error:
-        raise CommandError(f"the database refused: {first_line(error)}", returncode=FAILED) from error
+        raise CommandError(f"the database refused: {first_line(error)}", returncode=Exit.FAILED) from error
 
 
 def check_alias(alias: str) -> str:
     """*alias* if `settings.DATABASES` has it; otherwise a `CommandError` that lists those it has."""
-    if alias not in connections:
-        known = ", ".join(repr(one) for one in connections)
-        raise CommandError(f"there is no database {alias!r} in settings.DATABASES; known are {known}", returncode=USAGE)
+    try:
+        database_settings(alias)
+    except WrongDatabase as error:
+        raise CommandError(str(error), returncode=Exit.USAGE) from None
     return alias
 
 

@@ -1,6 +1,7 @@
 """Handlers and their dependencies, each in its delivery's lane (`outbox_django.lanes`)."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -9,16 +10,32 @@ from fast_depends import Provider
 from fast_depends.core import CallModel
 from fast_depends.utils import is_async_gen_callable, is_coroutine_callable, is_gen_callable
 
-from outbox_django.lanes import in_thread_to_the_end, in_threads
+from outbox_django.lanes import in_thread_to_the_end, in_threads, thread_is_free
 
 
 def in_lane(call: Callable[..., Any]) -> Callable[..., Any]:
     """*call*, a handler or a dependency, as something asynchronous whose synchronous work is done in its delivery's lane."""
-    if is_coroutine_callable(call) or is_async_gen_callable(call):
+    if is_async_gen_callable(call):
         return call
+    if is_coroutine_callable(call):
+        return _coroutine(call)
     if is_gen_callable(call):
         return _generator(call)
     return _function(call)
+
+
+def _coroutine(call: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """asgiref leaves a thread alone when the task that waits for it is cancelled; its lane must not be given on so soon."""
+
+    @wraps(call)
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await call(*args, **kwargs)
+        except asyncio.CancelledError:
+            await thread_is_free()
+            raise
+
+    return coroutine
 
 
 def _function(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,9 @@ from outbox_core.faststream import OutboxBroker as CoreBroker
 from outbox_core.faststream.broker import BrokerOptions
 from outbox_core.faststream.producer import OutboxProducer
 from outbox_core.faststream.response import OutboxPublishCommand
+from outbox_core.faststream.subscriber import OutboxSubscriber
 from outbox_core.message import NewMessage
+from outbox_core.options import check_max_workers
 from outbox_core.waiting import drive
 from outbox_django.dependencies import LaneProvider, filter_in_lane, in_lane
 from outbox_django.lanes import Lane, Lanes, in_thread
@@ -19,6 +21,8 @@ from outbox_django.publishing import check_transaction
 from outbox_django.settings import TransactionPolicy, outbox_settings
 from outbox_django.signals import SignalSender
 from outbox_django.store import AtomicBlock, DjangoStore
+
+logger = logging.getLogger("outbox")
 
 SIGNALS_TIMEOUT = 5.0  # seconds for the receivers of the last signals
 
@@ -38,7 +42,8 @@ class OutboxBroker(CoreBroker):
         settings = outbox_settings()
         if not isinstance(options.setdefault("provider", LaneProvider()), LaneProvider):
             raise OptionError("provider must be an outbox_django.dependencies.LaneProvider; others use any thread")
-        self.lanes = Lanes(concurrency or settings.concurrency, conn_max_age=settings.conn_max_age)
+        size = settings.concurrency if concurrency is None else check_max_workers(concurrency)
+        self.lanes = Lanes(size, conn_max_age=settings.conn_max_age)
         self.handled = 0
         self.abandoned = 0
         self._signals = SignalSender(self)
@@ -75,7 +80,7 @@ class OutboxBroker(CoreBroker):
 
     def set_concurrency(self, concurrency: int) -> None:
         """Let so many handlers run at once, from the next start on."""
-        self.lanes.size = concurrency
+        self.lanes.size = check_max_workers(concurrency)
         self.config.broker_config.max_workers = concurrency
 
     # Life
@@ -90,8 +95,20 @@ class OutboxBroker(CoreBroker):
     async def start(self) -> None:
         """Connect, check the tables, and consume. Does nothing if it does already."""
         if not self.running:
+            self._warn_of_too_many_workers()
             await self._signals.start(Lane(self.lanes.conn_max_age))
         await super().start()
+
+    def _warn_of_too_many_workers(self) -> None:
+        for subscriber in cast("list[OutboxSubscriber]", self.subscribers):
+            if subscriber.options.max_workers > self.lanes.size:
+                logger.warning(
+                    "max_workers=%d of %r is more than the %d handlers that run at once in this process; raise "
+                    'OUTBOX["CONCURRENCY"], or --concurrency',
+                    subscriber.options.max_workers,
+                    subscriber.queues,
+                    self.lanes.size,
+                )
 
     async def stop(self, exc_type: Any = None, exc_val: Any = None, exc_tb: Any = None) -> None:
         """Drain every subscriber at once, write what they did, send the last signals, close all connections. Idempotent."""

@@ -13,12 +13,12 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from contextvars import Token
+from functools import partial, wraps
 from time import monotonic
-from typing import ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import connections
@@ -36,28 +36,34 @@ CLOSE_TIMEOUT = 2.0  # seconds for the connections of an idle lane to be closed
 _here = threading.local()  # .lane: the lane whose thread this is
 
 
-class Lane(ThreadSensitiveContext):
+class Lane:
     """One thread, for all that asgiref calls thread-sensitive while the lane is entered."""
 
     def __init__(self, conn_max_age: float | None) -> None:
-        super().__init__()
         self.conn_max_age = conn_max_age
         self.connections: list[BaseDatabaseWrapper] = []  # those that its thread has opened
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox-lane", initializer=self._move_in)
-        # asgiref would make one when it is first needed, without the initializer.
-        SyncToAsync.context_to_thread_executor[self] = self._thread
 
     def _move_in(self) -> None:
         _here.lane = self
 
     @contextmanager
     def entered(self) -> Iterator["Lane"]:
-        """Within, thread-sensitive code of the current task runs in this lane's thread."""
-        token: Token[ThreadSensitiveContext] = SyncToAsync.thread_sensitive_context.set(self)
+        """Within, thread-sensitive code of the current task runs in this lane's thread.
+
+        A task that it starts inherits that. If it outlives this, what it does there is refused: by then the thread, and
+        the transaction that is open in it, may be another delivery's.
+        """
+        stay = _Stay(self)
+        executors = cast("MutableMapping[ThreadSensitiveContext, Executor]", SyncToAsync.context_to_thread_executor)
+        executors[stay] = self._thread  # asgiref would make one when it is first needed, without the initializer
+        token = SyncToAsync.thread_sensitive_context.set(stay)
         try:
             yield self
         finally:
             SyncToAsync.thread_sensitive_context.reset(token)
+            stay.over = True
+            executors[stay] = _REFUSING
 
     async def check(self) -> None:
         """Before a delivery: have its connections checked at their next use, and close those that are too old or broken.
@@ -80,6 +86,28 @@ class Lane(ThreadSensitiveContext):
         closing = asyncio.get_running_loop().run_in_executor(self._thread, connections.close_all)
         await within(CLOSE_TIMEOUT, closing)
         self._thread.shutdown(wait=False)
+
+
+class _Stay(ThreadSensitiveContext):
+    """One delivery's time in a lane."""
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__()
+        self.lane = lane
+        self.over = False
+
+
+class _Refusing(Executor):
+    """Where a task ends up that has outlived its delivery."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(
+            "this task has outlived the delivery whose handler started it, and with it the database connection; await it in "
+            "the handler, or publish a message for what it does"
+        )
+
+
+_REFUSING = _Refusing()
 
 
 class Lanes:
@@ -146,8 +174,8 @@ class Lanes:
 
 def current_lane() -> Lane | None:
     """The lane that the current task is in."""
-    context = SyncToAsync.thread_sensitive_context.get(None)
-    return context if isinstance(context, Lane) else None
+    stay = SyncToAsync.thread_sensitive_context.get(None)
+    return stay.lane if isinstance(stay, _Stay) and not stay.over else None
 
 
 # Connections
@@ -200,21 +228,50 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     if (cancelled := await _end_of(running)) is not None:
         running.exception()  # seen, so that asyncio does not complain about it
         raise cancelled
-    return running.result()
+    return running.result()()
 
 
 async def in_thread_to_the_end(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The same for a handler: one that was to be cut and has come to a good end nevertheless is done."""
     running = _start_in_thread(call, *args, **kwargs)
     await _end_of(running)
-    return running.result()
+    return running.result()()
 
 
-def _start_in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    return asyncio.ensure_future(sync_to_async(call, thread_sensitive=True)(*args, **kwargs))
+def _start_in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[Callable[[], T]]:
+    return asyncio.ensure_future(sync_to_async(_caught(call), thread_sensitive=True)(*args, **kwargs))
 
 
-async def _end_of(running: asyncio.Future[T]) -> asyncio.CancelledError | None:
+def _caught(call: Callable[P, T]) -> Callable[P, Callable[[], T]]:
+    """*call*, answering with a function that returns or raises what it did.
+
+    A future cannot take a `StopIteration`, and asyncio ends the whole loop for a `SystemExit` that it finds in a task.
+    """
+
+    @wraps(call)
+    def caught(*args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
+        try:
+            result = call(*args, **kwargs)
+        except BaseException as error:  # whatever it is, it is raised where the call is awaited
+            return partial(_raise, error)
+        return lambda: result
+
+    return caught
+
+
+def _raise(error: BaseException) -> NoReturn:
+    if isinstance(error, StopIteration):
+        raise RuntimeError("StopIteration was raised") from error
+    raise error
+
+
+async def thread_is_free() -> None:
+    """Wait for what the current lane's thread still does, such as a query whose `await` was cancelled."""
+    if current_lane() is not None:
+        await in_thread(lambda: None)
+
+
+async def _end_of(running: asyncio.Future[Any]) -> asyncio.CancelledError | None:
     """Wait for it, and for nothing less; the cancellation that came meanwhile."""
     cancelled = None
     while not running.done():

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,8 +10,7 @@ from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from outbox_core.sql import Row, Statement
-
-MEMORABLE = 10_000  # characters; only SQLite's batches are longer, and each size has a text of its own
+from outbox_core.sql.remember import remembered
 
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")
 
@@ -32,17 +30,9 @@ def execute_on(cursor: Any, connection: BaseDatabaseWrapper, statement: Statemen
     return rows if settings.USE_TZ or connection.vendor != "postgresql" else _with_time_zone(rows, connection)
 
 
+@remembered
 def rendered(text: str) -> str:
     """`:name` as `%(name)s`, which Django's backends understand, SQLite's too."""
-    return _remembered(text) if len(text) < MEMORABLE else _render(text)
-
-
-@lru_cache(maxsize=512)
-def _remembered(text: str) -> str:
-    return _render(text)
-
-
-def _render(text: str) -> str:
     return _PARAMETER.sub(r"%(\1)s", text.replace("%", "%%"))
 
 

@@ -91,6 +91,14 @@ class DjangoStore(SqlStore):
                 return await in_thread(self.run_sync, make, session)
         return await in_thread(self._run_in_passing, make, session)
 
+    async def _look(self, make: Maker) -> Sequence[Sequence[Row]]:
+        """On a connection with deadlines: a worker that starts must not hang where its database accepts and is silent."""
+        connection = await self.open()
+        try:
+            return [await connection.execute(statement) for statement in make(self._dialect_of(self.connection(None)))]
+        finally:
+            await connection.close()
+
     def _run_in_passing(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
         """Outside a lane nobody looks after a connection that stays, so that it is left as it was."""
         connection = self.connection(session)
@@ -193,6 +201,9 @@ class DirectStore(DjangoStore):
 
     async def run(self, make: Maker, session: object | None) -> Sequence[Sequence[Row]]:
         return self._run_operation(make, session)
+
+    async def _look(self, make: Maker) -> Sequence[Sequence[Row]]:
+        return await self.run(make, None)
 
 
 def _all_or_none(connection: BaseDatabaseWrapper, statements: int) -> AbstractContextManager[None]:

@@ -13,12 +13,12 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import cast
 
 from outbox_core.events import Event, Handled
 from outbox_core.waiting import within
+from outbox_django.commands import Exit
 from outbox_django.faststream import OutboxBroker
 from outbox_django.store import DjangoStore
 
@@ -27,15 +27,6 @@ logger = logging.getLogger("outbox")
 HEALTH_INTERVAL = 2.0  # seconds between looks at the worker's health
 PING_TIMEOUT = 5.0
 DRAIN_MARGIN = 10.0  # seconds for the last outcomes and the end of connections
-
-
-class Exit(IntEnum):
-    """What the process says when it ends; a second signal adds 128 to its number instead."""
-
-    CLEAN = 0
-    FAILED = 1
-    USAGE = 2
-    ABANDONED = 3  # handlers were cut when graceful_timeout had passed; their messages are delivered again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +50,7 @@ class WorkerProcess:
         self._enough: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
+        self._failed = False
 
     async def run(self) -> Exit:
         """Work; raises what the broker's start raises."""
@@ -67,7 +59,9 @@ class WorkerProcess:
         if self._stopped:
             self._enough.set()
         self._configure()
-        await self._broker.start()
+        self._broker.context.set_global("app", self)  # where FastStream looks for somebody to tell of a sys.exit()
+        if not await self._started(self._enough):
+            return Exit.CLEAN
         try:
             self._announce()
             await self._warn_of_orphans()
@@ -75,6 +69,25 @@ class WorkerProcess:
         finally:
             await self._broker.stop()
         return self._report()
+
+    async def _started(self, enough: asyncio.Event) -> bool:
+        """Start the broker; False if it was to stop before it had."""
+        starting, stopped = asyncio.create_task(self._broker.start()), asyncio.create_task(enough.wait())
+        await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            await self._broker.stop()
+            return False
+        starting.result()
+        return True
+
+    def exit(self) -> None:
+        """A handler called `sys.exit()`: drain, and end with an error, so that somebody looks."""
+        logger.error("a handler raised SystemExit; draining")
+        self._failed = True
+        self.stop()
 
     def stop(self) -> None:
         """Drain; callable from any thread, and before it runs."""
@@ -134,9 +147,13 @@ class WorkerProcess:
 
     async def _warn_of_orphans(self) -> None:
         """Messages that no handler of this project takes would wait for ever, unseen."""
-        known = self._broker.subscribed_queues
-        for queue in await self._broker.store.queues():
-            if queue not in known:
+        try:
+            queues = await self._broker.store.queues()
+        except Exception:  # the database went away again: the worker survives that, and need not be warned
+            logger.debug("could not look for queues without a handler", exc_info=True)
+            return
+        for queue in queues:
+            if queue not in self._broker.subscribed_queues:
                 logger.warning(
                     "queue %r has messages and no handler in this project; they wait until somebody handles it", queue
                 )
@@ -161,32 +178,37 @@ class WorkerProcess:
         if path is None:
             await self._enough.wait()
             return
-        healthy = True
+        wrong: str | None = None
         try:
             while not self._enough.is_set():
-                was_healthy, healthy = healthy, await self._broker.ping(PING_TIMEOUT)
-                if healthy:
-                    _touch(path)
-                elif was_healthy:
-                    logger.error("the worker makes no progress; %s is not touched until it does", path)
+                before, wrong = wrong, await self._touch(path)
+                if wrong is not None and wrong != before:
+                    logger.error("%s", wrong)
                 await within(HEALTH_INTERVAL, self._enough.wait())
         finally:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
+    async def _touch(self, path: Path) -> str | None:
+        """Touch the file if there is progress; otherwise say what is wrong."""
+        if not await self._broker.ping(PING_TIMEOUT):
+            return f"the worker makes no progress; {path} is not touched until it does"
+        return _touched(path)
+
     def _report(self) -> Exit:
-        logger.info("stopped after %d handler runs", self._broker.handled)
+        logger.info("stopped after handling %d messages", self._broker.handled)
         if cut := max(self._broker.abandoned, self._broker.lanes.busy):
             logger.warning("cut %d handlers; the messages of those that did not finish will be delivered again", cut)
             return Exit.ABANDONED
-        return Exit.CLEAN
+        return Exit.FAILED if self._failed else Exit.CLEAN
 
 
-def _touch(path: Path) -> None:
+def _touched(path: Path) -> str | None:
     try:
         path.touch()
     except OSError as error:  # a full disk, say: handling goes on, and whoever looks at the file draws the conclusion
-        logger.error("cannot touch the health file: %s", error)
+        return f"cannot touch the health file: {error}"
+    return None
 
 
 def leave(code: int) -> None:

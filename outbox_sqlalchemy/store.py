@@ -7,7 +7,7 @@ one is as good as a pool of fifty.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
@@ -24,13 +24,13 @@ from outbox_core.errors import (
 from outbox_core.schema import Tables
 from outbox_core.sql import Dialect, Maker, Row, SqlStore, Statement, begun, dialect_for
 from outbox_core.sql.refusals import first_line, is_login_refused, is_schema_refused
+from outbox_core.sql.remember import remembered
 from outbox_core.store import Listener
 from outbox_sqlalchemy.connections import OwnConnection
 from outbox_sqlalchemy.listen import listen_on
 from outbox_sqlalchemy.sessions import check_same_database, describe, use_async, use_sync
 
 DEADLINE = 10.0  # seconds for any statement of a worker's
-MEMORABLE = 10_000  # characters; only SQLite's batches are longer, and each size has a text of its own
 
 
 class SqlAlchemyStore(SqlStore):
@@ -165,12 +165,8 @@ def _check_engine(engine: object) -> None:
         raise WrongType("engine", "an AsyncEngine", engine, 'use create_async_engine("postgresql+asyncpg://…") for it')
 
 
+@remembered
 def _clause(sql: str) -> TextClause:
-    return _remembered(sql) if len(sql) < MEMORABLE else text(sql)
-
-
-@lru_cache(maxsize=512)
-def _remembered(sql: str) -> TextClause:
     return text(sql)
 
 

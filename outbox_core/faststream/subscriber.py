@@ -171,9 +171,9 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         try:
             await process(batch)
         except StopConsume:
-            self._stop_soon()
+            self._stop_soon("StopConsume")
         except SystemExit:
-            self._stop_soon()
+            self._stop_soon("SystemExit")
             if app := self._outer_config.context.get("app"):
                 app.exit()
 
@@ -185,8 +185,11 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         assert self._outer_config.store is not None, "a consumer has a store"
         await in_transaction(self._outer_config.store, batch, self._process)
 
-    def _stop_soon(self) -> None:
+    def _stop_soon(self, raised: str) -> None:
         """Start nothing more, and drain from outside: a slot that waited for its own end would wait for ever."""
+        self._log(
+            logging.WARNING, f"{', '.join(self.queues)}: a handler raised {raised}; nothing more is consumed here"
+        )
         if self._consumer is not None:
             self._consumer.halt()
             if self._stopping is None or self._stopping.done():

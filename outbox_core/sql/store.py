@@ -137,7 +137,7 @@ class SqlStore(ABC):
         return statements
 
     async def queues(self) -> list[str]:
-        return [row[0] for row in await self._one(lambda dialect: dialect.queues(), None)]
+        return [row[0] for row in (await self._look(lambda dialect: [dialect.queues()]))[0]]
 
     async def set_paused(self, queue: str, paused: bool, session: object | None) -> None:
         await self._one(lambda dialect: dialect.set_paused(queue, paused), session)
@@ -145,11 +145,15 @@ class SqlStore(ABC):
     async def differences(self) -> Mapping[str, Sequence[Difference]]:
         found: dict[str, Sequence[Difference]] = {}
         for table in self.tables.described():
-            answers = await self.run(partial(_catalogue, table), None)
+            answers = await self._look(partial(_catalogue, table))
             assert self.dialect is not None, "a store that can run by itself knows its database"
             if differences := self.dialect.read_catalogue(table, answers):
                 found[table] = differences
         return found
+
+    async def _look(self, make: Maker) -> Sequence[Sequence[Row]]:
+        """What a worker wants to know before it begins, in no transaction of anybody's."""
+        return await self.run(make, None)
 
     async def _one(self, make: Callable[[Dialect], Statement], session: object | None) -> Sequence[Row]:
         return (await self.run(lambda dialect: [make(dialect)], session))[0]

@@ -430,7 +430,7 @@ async def test_extending_while_a_completion_is_not_committed_forgets_nothing(
     outbox: Outbox, work: Work, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[Event] = []
-    store = Slow(outbox.store, 1.2)  # the lease is extended after a third of it
+    store = Slow(outbox.store, 2.0)  # the lease of 3 seconds is extended after a third of it
     handled: list[str] = []
 
     async def handle(batch: Sequence[Delivery]) -> None:
@@ -439,7 +439,7 @@ async def test_extending_while_a_completion_is_not_committed_forgets_nothing(
     await outbox.publish(compose("a", "orders"))
     with caplog.at_level(logging.WARNING, "outbox"):
         await work(
-            transactional(store, handle, lease_ttl_seconds=1.0),  # type: ignore[arg-type]  # all that is used
+            transactional(store, handle, lease_ttl_seconds=3.0),  # type: ignore[arg-type]  # all that is used
             observers=[events.append],
         )
         await until(lambda: Settled(1, ()) in events)
@@ -450,6 +450,7 @@ async def test_extending_while_a_completion_is_not_committed_forgets_nothing(
     assert not [event for event in events if isinstance(event, LeaseLost)]
 
 
+@pytest.mark.parametrize("outbox", ["memory", "sqlite", "psycopg", "django-postgresql"], indirect=True)
 async def test_a_transactional_handler_may_take_longer_than_its_lease(
     outbox: Outbox, work: Work, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -458,9 +459,9 @@ async def test_a_transactional_handler_may_take_longer_than_its_lease(
     async def handle(batch: Sequence[Delivery]) -> None:
         handled.extend(bodies(batch))
         await publishing(outbox)(batch)
-        await asyncio.sleep(1.3)
+        await asyncio.sleep(3.5)
 
-    options = {"lease_ttl_seconds": 1.0, "max_fetch_interval": 0.05}
+    options = {"lease_ttl_seconds": 3.0, "max_fetch_interval": 0.05}
     await outbox.publish(compose("a", "orders"))
     with caplog.at_level(logging.WARNING, "outbox"):
         await work(transactional(outbox.store, handle, **options), name="w1")

@@ -1,5 +1,6 @@
 """The engine without its loops, on every store."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -11,7 +12,7 @@ from outbox_core.inline import drain
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import Ack, DeadLetter, Reject, Retry, Snooze
-from outbox_core.retry import ConstantRetry
+from outbox_core.retry import ConstantRetry, NoRetry
 from outbox_core.slots import Consumer
 from tests.contract.harness import Outbox, batch_consumer, bodies, claim, consumer
 
@@ -262,3 +263,15 @@ async def test_what_a_transaction_has_completed_is_not_settled_again(outbox: Out
     assert [one.outcome for one in handled] == [Ack(), DeadLetter("rejected")]
     assert [(one.queue, one.payload) for one in await outbox.pending()] == [("mails", b"good")]
     assert [letter.payload for letter in await outbox.dead_letters()] == [b"bad"]
+
+
+async def test_a_handler_is_cut_at_its_timeout(outbox: Outbox) -> None:
+    await outbox.publish(compose("a", "orders"))
+
+    async def wait(delivery: Delivery) -> None:
+        await asyncio.Event().wait()
+
+    (handled,) = await drained(outbox, consumer(wait, handler_timeout=0.01, retry_strategy=NoRetry()))
+
+    assert isinstance(handled.error, TimeoutError)
+    assert isinstance(handled.outcome, DeadLetter)

@@ -184,3 +184,27 @@ async def test_what_waits_for_a_lane_is_given_back_at_a_stop() -> None:
 
     waiting = [message for message in await store.fetch_unprocessed(None, 10, None) if message.payload == b"waiting"]
     assert [(message.leased, message.deliveries_count) for message in waiting] == [(False, 0)]
+
+
+async def test_a_lane_that_fails_is_entered_again_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("outbox_core.slots.LANE_PAUSE", 0.01)
+    store, entered = MemoryStore(), []
+
+    @asynccontextmanager
+    async def lane() -> AsyncIterator[None]:
+        entered.append(len(entered))
+        if len(entered) < 3:
+            raise RuntimeError("can't start new thread")
+        yield
+
+    consumer = Consumer(ConsumerOptions.of("orders", {}), ignore, lane=lane)
+    await store.insert([compose("", "orders")], None)
+
+    async with working(store, consumer):
+        await until(lambda: consumer.completed == 1)
+
+    assert len(entered) >= 3
+    assert "a lane for ('orders',) failed" in caplog.text
+    assert await store.fetch_unprocessed(None, 10, None) == []

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
@@ -48,6 +49,7 @@ class Process:
     def __init__(self, running: "subprocess.Popen[bytes]", log: Path) -> None:
         self._running = running
         self._log = log
+        self._family: set[psutil.Process] = set()
         self.pid = running.pid
 
     @property
@@ -74,14 +76,22 @@ class Process:
 
     def children(self) -> list[int]:
         """The worker processes of a parent; Python's own helper is none."""
-        processes = psutil.Process(self.pid).children()
-        return sorted(child.pid for child in processes if "resource_tracker" not in " ".join(child.cmdline()))
+        return sorted(child.pid for child in self._descendants() if "resource_tracker" not in " ".join(child.cmdline()))
 
     def kill(self) -> None:
         if self._running.poll() is None:
-            for process in [*psutil.Process(self.pid).children(recursive=True), self._running]:
+            self._descendants()
+            self._running.kill()
+        for process in self._family:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._running.wait()
+
+    def _descendants(self) -> list[psutil.Process]:
+        """What is remembered, since nobody can ask a dead parent for its children."""
+        processes = psutil.Process(self.pid).children(recursive=True)
+        self._family.update(processes)
+        return processes
 
 
 @dataclass

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Annotated, Any
 
 import pytest
@@ -249,14 +249,19 @@ def test_a_lane_keeps_its_connection(django_databases: Mapping[str, URL]) -> Non
     publish_batch(*range(100), queue="sync", standalone=True)
     publish_batch(*range(100), queue="async", standalone=True)
     connections["default"].close()
+    nobody_else_is_connected(django_databases["default"])
     drain(broker)
 
     assert seen.total() == 200
     assert len(seen) <= 4
     assert max(backends) <= 3 + 4
+    nobody_else_is_connected(django_databases["default"])
+
+
+def nobody_else_is_connected(url: URL) -> None:
+    """Return when the only connection is that of the question; those that were closed take a moment to end."""
     open_ones = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-    # One is that of this question; the others take a moment to end.
-    sites.until(lambda: execute(django_databases["default"], open_ones), [(1,)])
+    sites.until(lambda: execute(url, open_ones), [(1,)])
 
 
 @pytest.mark.parametrize(("conn_max_age", "connected"), [(0, 5), (None, 1), (600, 1)])
@@ -818,17 +823,20 @@ def test_a_handler_is_still_a_plain_function(django_databases: object, asynchron
     assert Row.objects.count() == 0
 
 
-def test_a_handler_that_takes_too_long_is_not_given_to_a_second_lane_meanwhile(django_databases: object) -> None:
+def test_a_handler_that_takes_too_long_is_not_given_to_a_second_lane_meanwhile(
+    django_databases: Mapping[str, URL],
+) -> None:
     broker = OutboxBroker(concurrency=1)
     events: list[str] = []
-    ended = threading.Event()
+    claimed = "SELECT queue FROM outbox WHERE queue = 'fast' AND leased_until IS NOT NULL"
 
     @broker.subscriber("slow", handler_timeout=0.05, retry_strategy=NoRetry())
     def slow(body: str) -> None:
         with transaction.atomic():
             Group.objects.create(name="slow")
             events.append("slow begins")
-            ended.wait(0.3)
+            sites.until(lambda: execute(django_databases["default"], claimed), [("fast",)], patience=10)
+            sleep(0.1)  # the time that it has ends
             events.append("slow ends")
 
     @broker.subscriber("fast")

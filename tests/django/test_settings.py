@@ -1,17 +1,25 @@
 """`settings.OUTBOX`: read as a whole, refused with the way out, and honoured when a test overrides it."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
+import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+from sqlalchemy import URL
 
 from outbox_core.errors import OptionError, WrongDatabase
+from outbox_core.schema import Tables
+from outbox_core.sql.dialect import wake_lock
 from outbox_django import OutboxBroker, publish
 from outbox_django.errors import InvalidSettings, NotInTransaction
 from outbox_django.models import OutboxMessage
 from outbox_django.settings import outbox_settings
+from tests.databases import plain
 
 
 def test_every_key_may_be_left_out() -> None:
@@ -43,7 +51,6 @@ def test_every_key_may_be_left_out() -> None:
         ({"REQUIRE_TRANSACTION": []}, 'OUTBOX["REQUIRE_TRANSACTION"] must be one of'),
         ({"DATABASE": ""}, "OUTBOX[\"DATABASE\"] must be a str or None, got ''"),
         ({"TABLE": None}, 'OUTBOX["TABLE"] must be a str, got None'),
-        ({"TABLE": "order"}, None),
         ({"TABLE": "a b"}, 'OUTBOX["TABLE"]'),
         ({"TABLE": "t" * 60}, "t" * 60),
         ({"SCHEMA": "a.b"}, "a.b"),
@@ -59,16 +66,17 @@ def test_every_key_may_be_left_out() -> None:
         ({"AUTODISCOVER": ""}, 'OUTBOX["AUTODISCOVER"] must be a str, got'),
     ],
 )
-def test_what_cannot_work_is_named(outbox: Any, said: str | None) -> None:
-    with override_settings(OUTBOX=outbox):
-        if said is None:
-            assert outbox_settings()
-            return
-        with pytest.raises(InvalidSettings, match=re.escape(said)) as refused:
-            outbox_settings()
+def test_what_cannot_work_is_named(outbox: Any, said: str) -> None:
+    with override_settings(OUTBOX=outbox), pytest.raises(InvalidSettings, match=re.escape(said)) as refused:
+        outbox_settings()
 
     assert isinstance(refused.value, ImproperlyConfigured)
     assert isinstance(refused.value, OptionError)
+
+
+def test_a_table_may_be_called_what_sql_has_a_word_for() -> None:
+    with override_settings(OUTBOX={"TABLE": "order"}):
+        assert outbox_settings().tables.outbox == "order"
 
 
 def test_a_wrong_setting_stops_a_publish_too(django_databases: object) -> None:
@@ -76,6 +84,27 @@ def test_a_wrong_setting_stops_a_publish_too(django_databases: object) -> None:
         publish("x", "q", standalone=True)
 
     publish("x", "q", standalone=True)
+    assert OutboxMessage.objects.count() == 1
+
+
+@pytest.mark.parametrize(("notify", "expected"), [(True, ["q"]), (False, [])])
+def test_publishers_wake_workers_unless_the_settings_say_not_to(
+    django_databases: Mapping[str, URL], notify: bool, expected: list[str]
+) -> None:
+    channel = Tables().channel
+    with (
+        psycopg.connect(plain(django_databases["default"]), autocommit=True) as sleeper,
+        override_settings(OUTBOX={"NOTIFY": notify}),
+        CaptureQueriesContext(connections["default"]) as sent,
+    ):
+        sleeper.execute("SELECT pg_advisory_lock(%s)", [wake_lock(channel, "q")])
+        sleeper.execute(f'LISTEN "{channel}"')
+        publish("x", "q", standalone=True)
+        sleeper.execute("SELECT pg_notify(%s, 'end')", [channel])
+        heard = [notification.payload for notification in sleeper.notifies(timeout=10, stop_after=len(expected) + 1)]
+
+    assert heard == [*expected, "end"]
+    assert any("pg_try_advisory" in query["sql"] for query in sent) is notify
     assert OutboxMessage.objects.count() == 1
 
 

@@ -57,7 +57,7 @@ def test_an_asynchronous_test_in_the_transaction_of_another_thread_is_refused(se
 
 @SQLITE
 def test_an_outbox_that_migrations_do_not_make_is_missed(settings: dict[str, str]) -> None:
-    program = "shop.tests.NothingIsLeft"
+    program = "shop.tests.ZNothingIsLeft"
 
     done = run("manage.py", "test", program, settings=settings, outbox={"MANAGED": False})
 

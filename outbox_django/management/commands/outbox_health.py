@@ -10,7 +10,7 @@ from django.core.management.base import CommandError, CommandParser
 from outbox_core.errors import OutboxError
 from outbox_core.message import OutboxStats
 from outbox_core.waiting import drive
-from outbox_django.commands import FAILED, USAGE, StoreCommand, count, counted, seconds
+from outbox_django.commands import Exit, StoreCommand, count, counted, seconds
 from outbox_django.settings import outbox_settings
 from outbox_django.store import DirectStore
 
@@ -40,9 +40,9 @@ class Command(StoreCommand):
 
     def operate(self, store: DirectStore, options: dict[str, Any]) -> None:
         if options["max_silence"] is not None and options["file"] is None:
-            raise CommandError("--max-silence is about --file, which is not given", returncode=USAGE)
+            raise CommandError("--max-silence is about --file, which is not given", returncode=Exit.USAGE)
         if wrong := list(_wrong(store, options)):
-            raise CommandError("; ".join(wrong), returncode=FAILED)
+            raise CommandError("; ".join(wrong), returncode=Exit.FAILED)
         self.stdout.write(f"{store.name} is well")
 
 

@@ -15,7 +15,7 @@ from django.utils import autoreload
 
 from outbox_core.errors import OptionError, SchemaMismatch
 from outbox_core.options import MAX_WORKERS
-from outbox_django.commands import FAILED, USAGE, check_alias, count, named_queues, seconds, told_in_one_line
+from outbox_django.commands import Exit, check_alias, count, named_queues, seconds, told_in_one_line
 from outbox_django.errors import BrokenHandlers
 from outbox_django.handlers import load_handlers
 from outbox_django.settings import outbox_settings
@@ -43,7 +43,7 @@ class Command(BaseCommand):
             "--processes", type=count(MAX_WORKERS), default=1, metavar="N", help="worker processes (default: 1)"
         )
         parser.add_argument("--drain", action="store_true", help="exit when nothing is due")
-        parser.add_argument("--once", action="store_true", help="exit after one message, or if none is due")
+        parser.add_argument("--once", action="store_true", help="exit after one handler run, or if nothing is due")
         parser.add_argument("--reload", action="store_true", help="restart when code changes, for development")
         parser.add_argument("--database", metavar="ALIAS", help="the database that has the outbox")
         parser.add_argument("--graceful-timeout", type=seconds, metavar="S", help="seconds for handlers at a stop")
@@ -67,10 +67,10 @@ class Command(BaseCommand):
 def _refuse_together(options: dict[str, Any]) -> None:
     for one, other in (("drain", "once"), ("reload", "drain"), ("reload", "once")):
         if options[one] and options[other]:
-            raise CommandError(f"--{one} and --{other} exclude each other", returncode=USAGE)
+            raise CommandError(f"--{one} and --{other} exclude each other", returncode=Exit.USAGE)
     for one in ("reload", "once", "health_file"):
         if options[one] and options["processes"] > 1:
-            raise CommandError(f"--{one.replace('_', '-')} is for one process, got --processes", returncode=USAGE)
+            raise CommandError(f"--{one.replace('_', '-')} is for one process, got --processes", returncode=Exit.USAGE)
 
 
 def _work(options: dict[str, Any]) -> int:
@@ -88,9 +88,9 @@ def _prepare(options: dict[str, Any]) -> "WorkerProcess":
     try:
         broker.serve(named_queues(options["queue"]), exclude=named_queues(options["exclude_queue"]) or ())
     except OptionError as error:
-        raise CommandError(str(error), returncode=USAGE) from error
+        raise CommandError(str(error), returncode=Exit.USAGE) from error
     if not broker.served_queues:
-        raise CommandError("--queue and --exclude-queue leave nothing to serve", returncode=USAGE)
+        raise CommandError("--queue and --exclude-queue leave nothing to serve", returncode=Exit.USAGE)
     return WorkerProcess(
         broker,
         WorkerOptions(
@@ -108,7 +108,7 @@ def _broker(options: dict[str, Any]) -> "OutboxBroker":
         try:
             broker = load_handlers()
         except BrokenHandlers as error:
-            raise CommandError(f"{error}; --traceback shows where", returncode=FAILED) from error
+            raise CommandError(f"{error}; --traceback shows where", returncode=Exit.FAILED) from error
     if options["database"] is not None:
         broker.use_database(check_alias(options["database"]))
     if not broker.subscribers:
@@ -121,7 +121,7 @@ def _broker(options: dict[str, Any]) -> "OutboxBroker":
 
 def _check_health_file(path: Path | None) -> None:
     if path is not None and not os.access(path.parent, os.W_OK):
-        raise CommandError(f"--health-file {path}: {path.parent} is no folder that takes files", returncode=USAGE)
+        raise CommandError(f"--health-file {path}: {path.parent} is no folder that takes files", returncode=Exit.USAGE)
 
 
 def _run(process: "WorkerProcess", *, in_main_thread: bool) -> int:
@@ -130,7 +130,9 @@ def _run(process: "WorkerProcess", *, in_main_thread: bool) -> int:
         try:
             return asyncio.run(_run_in_loop(process, in_main_thread))
         except SchemaMismatch as error:
-            raise CommandError(f"{error}; {outbox_settings().way_out(process.alias)}", returncode=FAILED) from error
+            raise CommandError(
+                f"{error}; {outbox_settings().way_out(process.alias)}", returncode=Exit.FAILED
+            ) from error
 
 
 async def _run_in_loop(process: "WorkerProcess", in_main_thread: bool) -> int:
@@ -186,7 +188,7 @@ def _show_log(verbosity: int) -> None:
 
 def _end(code: int) -> None:
     """End the process where there is more to say than success."""
-    from outbox_django.worker import Exit, leave
+    from outbox_django.worker import leave
 
     if code == Exit.ABANDONED:
         leave(code)  # the handlers that did not end hold their threads, and these the interpreter

@@ -252,8 +252,8 @@ class HandlingInAutocommit(Handling, OutboxTestMixin, TransactionTestCase):
         self.assertFalse(connection.in_atomic_block)
 
 
-class NothingIsLeft(OutboxTestMixin, TestCase):
-    """Its name is last, and so is its turn among Django's `TestCase`s."""
+class ZNothingIsLeft(OutboxTestMixin, TestCase):
+    """Its name is last, and so is its turn among Django's `TestCase`s, which are loaded by name."""
 
     def test_one_test_leaves_nothing_to_the_next(self) -> None:
         self.outbox.assert_nothing_published()
