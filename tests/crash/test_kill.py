@@ -88,8 +88,8 @@ def test_random_kills_of_a_fleet_repeat_no_more_than_was_in_flight(fleet: Fleet,
     runs, claims = fleet.ledger.runs(), fleet.ledger.claims()
 
     def redelivered_after(message: int, death: float) -> float:
-        """Seconds since the last death of a worker that held it."""
-        begun = min(run.begun for run in runs if run.message == message and run.begun > death)
+        """Seconds since the last death of a worker that held it; 0 if its settlement was on its way and still took effect."""
+        begun = min((run.begun for run in runs if run.message == message and run.begun > death), default=death)
         holders = {claim.pid for claim in claims if claim.message == message and death < claim.moment < begun}
         return begun - max([death, *(died[pid] for pid in holders if died.get(pid, begun) < begun)])
 
