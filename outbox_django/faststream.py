@@ -14,7 +14,6 @@ from outbox_core.faststream.response import OutboxPublishCommand
 from outbox_core.faststream.subscriber import OutboxSubscriber
 from outbox_core.message import NewMessage
 from outbox_core.options import check_max_workers
-from outbox_core.waiting import drive
 from outbox_django.dependencies import LaneProvider, filter_in_lane, in_lane
 from outbox_django.lanes import Lane, Lanes, in_thread
 from outbox_django.publishing import check_transaction
@@ -65,7 +64,6 @@ class OutboxBroker(CoreBroker):
         self.watch(self._signals)
         config = self.config.broker_config
         config.producer = DjangoProducer(config, self._policy)
-        config.sync_producer = DjangoSyncProducer(config, self._policy)
 
     def _count(self, event: Event) -> None:
         match event:
@@ -159,10 +157,8 @@ class OutboxBroker(CoreBroker):
         **options: Unpack[PublishOptions],
     ) -> int | None:
         """`outbox_django.publish` through FastStream's publish middlewares, without an event loop."""
-        self._check_transaction(queue, using, standalone)
-        command = self._command(message, queue=queue, session=using, standalone=True, headers=headers, **options)
-        row_id: int | None = drive(self._basic_publish(command, producer=self.config.sync_producer))
-        return row_id
+        session = self._covered(queue, using, standalone)
+        return super().publish_sync(message, queue, session=session, headers=headers, **options)
 
     def publish_batch_sync(  # type: ignore[override]  # as above
         self,
@@ -178,15 +174,15 @@ class OutboxBroker(CoreBroker):
         if not messages:
             return []
         refuse_for_batches(options)
-        self._check_transaction(queue, using, standalone)
-        command = self._command(*messages, queue=queue, session=using, standalone=True, headers=headers, **options)
-        row_ids: list[int | None] = drive(self._basic_publish_batch(command, producer=self.config.sync_producer))
-        return row_ids
+        session = self._covered(queue, using, standalone)
+        return super().publish_batch_sync(*messages, queue=queue, session=session, headers=headers, **options)
 
-    def _check_transaction(self, queue: str, using: str | None, standalone: bool) -> None:
-        """Before the middlewares, behind which nobody knows which line publishes."""
+    def _covered(self, queue: str, using: str | None, standalone: bool) -> str:
+        """The alias to publish on; the policy is applied before the middlewares, behind which no line of the caller's is."""
+        store = cast("DjangoStore", self.store)
         if not standalone:
-            check_transaction(cast("DjangoStore", self.store).connection(using), queue, self._policy, stacklevel=4)
+            check_transaction(store.connection(using), queue, self._policy, stacklevel=4)
+        return store.alias if using is None else using
 
 
 class DjangoProducer(OutboxProducer):
@@ -211,10 +207,3 @@ class DjangoProducer(OutboxProducer):
     def _django_store(self) -> DjangoStore:
         assert isinstance(self._store, DjangoStore), "a Django broker has one"
         return self._store
-
-
-class DjangoSyncProducer(DjangoProducer):
-    """The same in the current thread."""
-
-    async def publish_batch(self, cmd: OutboxPublishCommand) -> list[int | None]:
-        return self._insert(await self.compose(cmd), cmd)
