@@ -64,6 +64,6 @@ $(READY): pyproject.toml
 		{ echo 'Python 3.11 or newer is needed; name one with PYTHON=python3.12' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[sqlalchemy,asyncpg,psycopg,sqlite,django]' \
+	$(BIN)/python -m pip install --quiet --editable '.[sqlalchemy,asyncpg,psycopg,sqlite,django,fastapi]' \
 		--group test --group lint --group bench $(if $(REQUIRE),'$(REQUIRE)')
 	@touch $@

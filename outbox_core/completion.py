@@ -7,13 +7,17 @@ A message that is rolled back goes the way of every other: its outcome is settle
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from outbox_core.message import Completion, Delivery
 from outbox_core.outcome import Ack, Snooze
 from outbox_core.store import Store
+
+# Opens the transaction in which a batch is handled. It commits on a normal exit, otherwise it rolls back and raises.
+Transaction: TypeAlias = Callable[[Sequence[Delivery]], AbstractAsyncContextManager[object]]
 
 
 class _RolledBack(Exception):
@@ -38,16 +42,20 @@ def open_session(store: Store) -> object | None:
 
 
 async def in_transaction(
-    store: Store, batch: Sequence[Delivery], handle: Callable[[Sequence[Delivery]], Awaitable[object]]
+    store: Store,
+    batch: Sequence[Delivery],
+    handle: Callable[[Sequence[Delivery]], Awaitable[object]],
+    transaction: Transaction | None = None,
 ) -> None:
     """Run *handle*, which votes, in a transaction of *store* that completes *batch*; raises what it or the commit raises.
 
+    *transaction* opens it where the handler has one of its own; None: the store does.
     Rolls back unless every message is acked and still ours; then an ack no longer counts, because what it stood for is
     undone: the message comes back at once, and nothing has failed. A commit that fails, or whose answer is lost, counts as
     a failure of the handler; if it took place after all, the rows are gone, so that nothing is repeated.
     """
     try:
-        async with store.transaction() as session:
+        async with store.transaction() if transaction is None else transaction(batch) as session:
             with _opened(store, session, batch):
                 await handle(batch)
             if not await _complete(store, batch, session):

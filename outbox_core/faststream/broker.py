@@ -20,7 +20,7 @@ from outbox_core.envelope import PublishOptions, check_queue, check_timer_id, re
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch, WrongType
 from outbox_core.events import Observer
 from outbox_core.faststream._compat import EMPTY, BrokerUsecase, ContextRepo, FastDependsConfig
-from outbox_core.faststream.config import OutboxBrokerConfig, make_outbox_logger_state
+from outbox_core.faststream.config import Injection, OutboxBrokerConfig, make_outbox_logger_state
 from outbox_core.faststream.producer import OutboxProducer, TransactionPolicy
 from outbox_core.faststream.registrator import OutboxRegistrator
 from outbox_core.faststream.response import OutboxPublishCommand
@@ -33,20 +33,17 @@ from outbox_core.waiting import drive
 from outbox_core.worker import Worker
 
 
-class BrokerOptions(TypedDict, total=False):
-    """The keyword arguments of every broker; see `OutboxBroker`."""
+class SharedOptions(TypedDict, total=False):
+    """The keyword arguments that brokers and FastAPI's router have; see `OutboxBroker`."""
 
     require_transaction: TransactionPolicy
     observers: Sequence[Observer]
     worker_name: str | None
     max_workers: int
-    lane: Lane | None
-    call_decorators: Sequence[Callable[..., Any]]
     graceful_timeout: float | None
     decoder: Any
     parser: Any
     codec: Any
-    dependencies: Sequence[Any]
     middlewares: Sequence[Any]
     routers: Iterable[Any]
     ack_policy: AckPolicy
@@ -56,13 +53,22 @@ class BrokerOptions(TypedDict, total=False):
     protocol: str | None
     protocol_version: str | None
     description: str | None
-    tags: Iterable[Any]
     logger: Any
     log_level: int
-    apply_types: bool
     serializer: Any
-    provider: Provider | None
     context: ContextRepo | None
+
+
+class BrokerOptions(SharedOptions, total=False):
+    """The keyword arguments of every broker; see `OutboxBroker`."""
+
+    lane: Lane | None
+    call_decorators: Sequence[Callable[..., Any]]
+    injection: Injection | None
+    dependencies: Sequence[Any]
+    tags: Iterable[Any]
+    apply_types: bool
+    provider: Provider | None
 
 
 class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConfig]):
@@ -73,7 +79,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
     FastStream writes for each message; they cost more than the rest of the pipeline, so they are at DEBUG. *observers*
     are called with every event of the engine (`outbox_core.events`). *max_workers*: of subscribers that do not say.
     *lane*: entered around each delivery, a place for its handler; *call_decorators*: put around every handler: together
-    they let an adapter give handlers threads and connections. The other arguments are FastStream's own.
+    they let an adapter give handlers threads and connections. *injection*: finds the handlers' arguments, in FastDepends'
+    place. The other arguments are FastStream's own.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         max_workers: int = 1,
         lane: Lane | None = None,
         call_decorators: Sequence[Callable[..., Any]] = (),
+        injection: Injection | None = None,
         graceful_timeout: float | None = 15.0,
         decoder: Any = None,
         parser: Any = None,
@@ -133,9 +141,11 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
                 provider=provider or dependency_provider,
                 context=context or ContextRepo(),
                 call_decorators=call_decorators,
+                get_dependent=None if injection is None else injection.describe,
             ),
             extra_context={"broker": self},
             lane=lane,
+            injection=injection,
             max_workers=check_max_workers(max_workers),
         )
         config.producer = OutboxProducer(config)

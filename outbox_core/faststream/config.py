@@ -1,13 +1,15 @@
 """What a broker hands down to its subscribers and publishers, in FastStream's own form."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Protocol
 
-from faststream.message import gen_cor_id
+from faststream.message import StreamMessage, gen_cor_id
 from faststream.middlewares import AckPolicy
 
+from outbox_core.completion import Transaction
 from outbox_core.faststream._compat import (
     EMPTY,
     BrokerConfig,
@@ -27,6 +29,19 @@ from outbox_core.store import Store
 from outbox_core.worker import Worker
 
 
+class Injection(Protocol):
+    """How another framework finds the arguments of handlers, in FastDepends' place."""
+
+    def bind(self, call: Callable[..., Any], /) -> Callable[[StreamMessage[Any]], Awaitable[Any]]:
+        """The handler *call* as a function of its message."""
+
+    def describe(self, bound: Any, dependencies: Sequence[Any], /) -> Any:
+        """Give what `bind` made the *dependencies* of its subscriber and routers; its parameters, for AsyncAPI."""
+
+    def transaction(self, calls: Sequence[Callable[..., Any]], /) -> Transaction | None:
+        """What opens the transaction on which the handlers *calls* depend; None: nothing of theirs."""
+
+
 def _all_queues(queue: str) -> bool:
     return True
 
@@ -39,6 +54,7 @@ class OutboxBrokerConfig(BrokerConfig):
     worker: Worker | None = None
     require_transaction: TransactionPolicy = "ignore"
     lane: Lane | None = None
+    injection: Injection | None = None
     max_workers: int = 1
     serves: Callable[[str], bool] = _all_queues
     sync_producer: OutboxProducer = field(init=False)
@@ -61,6 +77,7 @@ class OutboxSubscriberConfig(SubscriberUsecaseConfig):
     propagate_inbound_headers: bool = False
     transactional: bool = False
     max_workers: int | None = None
+    call_decorators: Sequence[Callable[..., Any]] = ()
 
     @property
     def auto_ack_disabled(self) -> bool:

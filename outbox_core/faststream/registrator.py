@@ -1,6 +1,6 @@
 """`subscriber` and `publisher`: where brokers and routers turn decorators into endpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 from faststream.middlewares import AckPolicy
@@ -33,6 +33,7 @@ class OutboxRegistrator(Registrator[Any, OutboxBrokerConfig]):
         no_reply: bool = False,
         propagate_inbound_headers: bool = False,
         transactional: bool = False,
+        call_decorators: Sequence[Callable[..., Any]] = (),
         persistent: bool = True,
         title: str | None = None,
         description: str | None = None,
@@ -42,8 +43,9 @@ class OutboxRegistrator(Registrator[Any, OutboxBrokerConfig]):
         """Subscribe to one queue or several; decorate a handler with the result.
 
         *transactional*: the handler runs in a transaction of the outbox's database (`message.session`), which also completes
-        its message: what it writes and publishes there is committed with that, or not at all. The engine's options are
-        those of `ConsumerOptions`. Raises at this line what is wrong with them.
+        its message: what it writes and publishes there is committed with that, or not at all. *call_decorators*: put around
+        its handlers, next to them. The engine's options are those of `ConsumerOptions`. Raises at this line what is wrong
+        with them.
         """
         consumer_options = ConsumerOptions.of(queues, options)
         config = OutboxSubscriberConfig(
@@ -54,6 +56,7 @@ class OutboxRegistrator(Registrator[Any, OutboxBrokerConfig]):
             propagate_inbound_headers=propagate_inbound_headers,
             transactional=transactional,
             max_workers=options.get("max_workers"),
+            call_decorators=call_decorators,
         )
         calls = CallsCollection[Any]()
         specification = OutboxSubscriberSpecification(

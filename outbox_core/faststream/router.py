@@ -21,6 +21,8 @@ class RouteOptions(SubscriberOptions, total=False):
     ack_policy: AckPolicy
     no_reply: bool
     propagate_inbound_headers: bool
+    transactional: bool
+    call_decorators: Sequence[Callable[..., Any]]
     persistent: bool
     title: str | None
     description: str | None

@@ -20,7 +20,7 @@ from faststream.response import Response, ensure_response
 from faststream.specification.asyncapi.utils import resolve_payloads
 from faststream.specification.schema import Message, Operation, SubscriberSpec
 
-from outbox_core.completion import in_transaction
+from outbox_core.completion import Transaction, in_transaction
 from outbox_core.errors import NotStarted, OptionError
 from outbox_core.faststream._compat import CallsCollection, SubscriberSpecification, SubscriberUsecase
 from outbox_core.faststream.acknowledgement import vote_after_failure, vote_after_return, vote_of_exception
@@ -76,7 +76,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         self._config = config
         self._consumer: Consumer | None = None
         self._stopping: asyncio.Task[None] | None = None
-        self._call_decorators = (self._publish_replies_inside,)
+        self._transaction: Transaction | None = None
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -133,9 +133,14 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         )
 
     def _build_fastdepends_model(self) -> None:
+        injection = self._outer_config.injection
+        bind = () if injection is None else (injection.bind,)
+        self._call_decorators = (*bind, self._publish_replies_inside, *self._config.call_decorators)
         super()._build_fastdepends_model()
         for call in self.calls:  # called as a plain function, a handler is what its author wrote
             call.handler._composed_call = call.handler._declared_call
+        if injection is not None and self._config.transactional:
+            self._transaction = injection.transaction([call.handler._declared_call for call in self.calls])
 
     async def stop(self) -> None:
         """Drain: give back what has not begun, and wait for the rest up to the broker's `graceful_timeout`."""
@@ -183,7 +188,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
     async def _process_in_transaction(self, batch: Sequence[Delivery]) -> None:
         """Handler, what it publishes, and the end of its message are committed together, or none of them."""
         assert self._outer_config.store is not None, "a consumer has a store"
-        await in_transaction(self._outer_config.store, batch, self._process)
+        await in_transaction(self._outer_config.store, batch, self._process, self._transaction)
 
     def _stop_soon(self, raised: str) -> None:
         """Start nothing more, and drain from outside: a slot that waited for its own end would wait for ever."""

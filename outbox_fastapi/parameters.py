@@ -1,0 +1,198 @@
+"""What a handler asks for, read from its signature into FastAPI's own `Dependant`.
+
+A message has no query string, so a parameter that names no place of its own (`Header`, `Query`, `Depends`, …) is a part of
+the body: the whole of it where there is one such parameter and it is no scalar, a field of it otherwise.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from inspect import Parameter, Signature, unwrap
+from typing import Annotated, Any, get_args, get_origin
+
+from fast_depends.dependencies import Dependant as FastDependsDependant
+from fast_depends.library.serializer import OptionItem
+from fastapi import Body, params
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_dependant, get_parameterless_sub_dependant, get_typed_signature
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
+
+from outbox_core.faststream._compat import Context as FastStreamContext
+from outbox_fastapi.errors import HandlerError
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """*embed*: whether the body has a field for each parameter. *first*: the name that a body without fields goes by."""
+
+    dependant: Dependant
+    embed: bool
+    first: str | None
+
+    @classmethod
+    def of(cls, call: Callable[..., Any], dependencies: Sequence[params.Depends] = ()) -> "Parameters":
+        """Those of *call*, and of the *dependencies* that nobody reads."""
+        call = unwrap(call)
+        dependant = get_dependant(path="", call=call)
+        scalars = [one for one in dependant.query_params if not _has_place(_parameter(call, one.name))]
+        if scalars:
+            names = {scalar.name for scalar in scalars}
+            dependant = get_dependant(path="", call=_with_body(call, names))
+        dependant.dependencies[:0] = [get_parameterless_sub_dependant(depends=one, path="") for one in dependencies]
+        bodies = {parameter.name: parameter for one in _tree(dependant) for parameter in one.body_params}
+        whole = len(bodies) == 1 and (not scalars or scalars[0].field_info.annotation is Any)
+        return cls(
+            dependant,
+            embed=not whole or any(getattr(one.field_info, "embed", None) for one in bodies.values()),
+            first=next((parameter.name for parameter in dependant.body_params), None),
+        )
+
+    @property
+    def body_is_a_field(self) -> bool:
+        """Whether a body without fields is the value of the only parameter."""
+        return self.embed and len(self.dependant.body_params) == 1
+
+    def joining(self, sessions: set[Callable[..., Any]], opened: Callable[..., Any]) -> "Parameters":
+        """The same with the result of *opened* in place of what the dependencies *sessions* would make."""
+        return Parameters(_replaced(self.dependant, sessions, opened), self.embed, self.first)
+
+
+def _parameter(call: Callable[..., Any], name: str) -> Parameter:
+    return typed_signature(call).parameters[name]
+
+
+def typed_signature(call: Callable[..., Any]) -> Signature:
+    """With annotations evaluated where they were strings."""
+    return get_typed_signature(unwrap(call))
+
+
+def _markers(parameter: Parameter) -> tuple[Any, ...]:
+    """What stands beside the type: in `Annotated`, and as the default."""
+    annotation = parameter.annotation
+    beside = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return (*beside, parameter.default)
+
+
+def _has_place(parameter: Parameter) -> bool:
+    return any(isinstance(marker, params.Param | params.Body | params.Depends) for marker in _markers(parameter))
+
+
+def _with_body(call: Callable[..., Any], names: set[str]) -> Callable[..., Any]:
+    """Something with *call*'s signature, but that the parameters *names* are in the body."""
+
+    def stand_in(**_: Any) -> None: ...
+
+    parameters = [
+        one.replace(annotation=Annotated[_type(one), Body()]) if one.name in names else one
+        for one in typed_signature(call).parameters.values()
+    ]
+    stand_in.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what inspect reads first
+    return stand_in
+
+
+def _type(parameter: Parameter) -> Any:
+    return Any if parameter.annotation is Parameter.empty else parameter.annotation
+
+
+def _tree(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for one in dependant.dependencies:
+        yield from _tree(one)
+
+
+def _replaced(dependant: Dependant, calls: set[Callable[..., Any]], by: Callable[..., Any]) -> Dependant:
+    dependant.dependencies[:] = [
+        get_dependant(path="", call=by, name=one.name) if one.call in calls else _replaced(one, calls, by)
+        for one in dependant.dependencies
+    ]
+    return dependant
+
+
+# What cannot be had
+
+
+def refuse_faststream(call: Callable[..., Any]) -> None:
+    """`HandlerError` for FastStream's `Depends` and `Context`, whose resolver does not run here."""
+    for parameter in typed_signature(call).parameters.values():
+        markers = _markers(parameter)
+        if any(isinstance(marker, params.Depends) for marker in markers):
+            continue
+        for marker in markers:
+            if isinstance(marker, FastDependsDependant):
+                raise HandlerError(_refused("Depends", call, parameter, "fastapi.Depends"))
+            if isinstance(marker, FastStreamContext):
+                raise HandlerError(
+                    _refused(
+                        "Context, Header or Path",
+                        call,
+                        parameter,
+                        "outbox_fastapi.Context, fastapi.Header or fastapi.Path",
+                    )
+                )
+
+
+def _refused(what: str, call: Callable[..., Any], parameter: Parameter, instead: str) -> str:
+    return (
+        f"faststream's {what} cannot be resolved for {parameter.name!r} of {name_of(call)}(), whose arguments FastAPI finds; "
+        f"use {instead}"
+    )
+
+
+def name_of(call: Callable[..., Any]) -> str:
+    return getattr(unwrap(call), "__name__", type(call).__name__)
+
+
+# Sessions
+
+
+def sessions_of(call: Callable[..., Any]) -> set[Callable[..., Any]]:
+    """The dependencies of *call*, direct or not, that are annotated as asynchronous sessions or connections."""
+    found: set[Callable[..., Any]] = set()
+    for parameter in _signature_or_none(call):
+        depends = next((one for one in _markers(parameter) if isinstance(one, params.Depends)), None)
+        if depends is None:
+            continue
+        kind = get_args(parameter.annotation)[0] if get_origin(parameter.annotation) is Annotated else _type(parameter)
+        dependency = depends.dependency or kind
+        if _is(kind, Session | Connection):
+            raise HandlerError(
+                f"{name_of(call)}() depends on a synchronous {kind.__name__}, {parameter.name!r}, which a "
+                "transactional subscriber cannot complete its message in; depend on an AsyncSession"
+            )
+        found |= {dependency} if _is(kind, AsyncSession | AsyncConnection) else sessions_of(dependency)
+    return found
+
+
+def _signature_or_none(call: Callable[..., Any]) -> Sequence[Parameter]:
+    try:
+        return list(typed_signature(call).parameters.values())
+    except (TypeError, ValueError):  # a builtin has none
+        return ()
+
+
+def _is(kind: Any, classes: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, classes)
+
+
+# AsyncAPI
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A handler's payload, as FastStream's document generator reads it of FastDepends' model."""
+
+    model: type[Any]
+    flat_params: list[OptionItem]
+    custom_fields: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, call: Callable[..., Any], parameters: Parameters) -> "Described":
+        found: dict[str, OptionItem] = {}
+        for one in _tree(parameters.dependant):
+            for part in (*one.body_params, *one.path_params, *one.query_params):
+                info = part.field_info
+                found.setdefault(
+                    part.name, OptionItem(field_name=part.name, field_type=info.annotation, default_value=info)
+                )
+        return cls(type(name_of(call), (), {}), list(found.values()))

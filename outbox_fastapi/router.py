@@ -1,0 +1,287 @@
+"""`OutboxRouter`: FastAPI's router, with a broker of its own that starts and stops with the application.
+
+    app.include_router(router)      its routes are served, its handlers consume
+
+It is an `APIRouter` in every respect. FastStream's FastAPI plugin has no part in it.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from enum import Enum
+from inspect import isawaitable
+from typing import Any, TypedDict, TypeVar, Unpack, cast
+
+from fastapi import APIRouter, Depends, FastAPI, params
+from fastapi.routing import APIRoute
+from faststream.specification import AsyncAPI
+from sqlalchemy import Table
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Lifespan
+
+from outbox_core.errors import OptionError, UnknownOption
+from outbox_core.faststream import OutboxPublisher, OutboxSubscriber
+from outbox_core.faststream._compat import ContextRepo
+from outbox_core.faststream.broker import SharedOptions
+from outbox_core.faststream.registrator import OutboxRegistrator
+from outbox_core.faststream.router import RouteOptions
+from outbox_fastapi.documents import Documents
+from outbox_fastapi.injection import BackgroundTasksMiddleware, FastAPIInjection
+from outbox_fastapi.request import BROKER
+from outbox_fastapi.responses import ResponseModel, ResponseOptions
+from outbox_sqlalchemy import OutboxBroker, OutboxTables
+
+Hook = TypeVar("Hook", bound=Callable[[Any], Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None])
+
+
+class ApiRouterOptions(TypedDict, total=False):
+    """The keyword arguments of FastAPI's `APIRouter`, but for `lifespan`. The last three are newer than FastAPI 0.115."""
+
+    prefix: str
+    tags: list[str | Enum] | None
+    dependencies: Sequence[params.Depends] | None
+    default_response_class: type[Response]
+    responses: dict[int | str, dict[str, Any]] | None
+    callbacks: list[BaseRoute] | None
+    routes: list[BaseRoute] | None
+    redirect_slashes: bool
+    default: ASGIApp | None
+    dependency_overrides_provider: Any | None
+    route_class: type[APIRoute]
+    on_startup: Sequence[Callable[[], Any]] | None
+    on_shutdown: Sequence[Callable[[], Any]] | None
+    deprecated: bool | None
+    include_in_schema: bool
+    generate_unique_id_function: Callable[[APIRoute], str]
+    strict_content_type: bool
+    max_body_size: int | None
+    form_limits: Any
+
+
+class RouterOptions(ApiRouterOptions, SharedOptions, total=False):
+    """The keyword arguments of `OutboxRouter` that are FastAPI's or the broker's."""
+
+
+class HandlerOptions(RouteOptions, ResponseOptions, total=False):
+    """The keyword arguments of `router.subscriber`."""
+
+
+class OutboxRouter(APIRouter):
+    """Routes and handlers on one outbox.
+
+    *engine*, *outbox_table*, *dlq_table*, *notify*, *listen_dsn* and most other options are those of
+    `outbox_sqlalchemy.OutboxBroker`; *prefix*, *tags*, *dependencies* and their like are `APIRouter`'s, and dependencies are
+    FastAPI's. Without an engine it publishes on sessions, and consumes under `TestOutboxBroker`.
+
+    *setup_state*: put the broker, and what `lifespan` and `after_startup` return, into `request.state`. *schema_url*: where
+    the AsyncAPI document is; None: nowhere. *try_it_out*: add a form to it that publishes; everybody who reaches it may,
+    unless *dependencies* say otherwise. *specification*: the document's own title and so on, in place of the
+    application's. *specification_tags*: those of the document's server.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine | None = None,
+        *,
+        outbox_table: Table | OutboxTables | None = None,
+        dlq_table: Table | None = None,
+        notify: bool = True,
+        listen_dsn: str | None = None,
+        lifespan: Lifespan[Any] | None = None,
+        setup_state: bool = True,
+        schema_url: str | None = "/asyncapi",
+        try_it_out: bool = False,
+        specification: AsyncAPI | None = None,
+        specification_tags: Sequence[Any] = (),
+        **options: Unpack[RouterOptions],
+    ) -> None:
+        for option in options:
+            if option not in RouterOptions.__annotations__:
+                raise UnknownOption("OutboxRouter", option, [*RouterOptions.__annotations__, *_OWN_OPTIONS])
+        api_options, broker_options = _split(options, ApiRouterOptions)
+        if lifespan is not None and (options.get("on_startup") or options.get("on_shutdown")):
+            raise OptionError("lifespan takes the place of on_startup and on_shutdown; put what they do into it")
+        if schema_url is not None and not schema_url.startswith("/"):
+            raise OptionError(f"schema_url must start with '/', got {schema_url!r}; None for no document")
+        dependencies = list(api_options.pop("dependencies", None) or ())
+        super().__init__(dependencies=[Depends(self._bind), *dependencies], lifespan=lifespan, **api_options)
+        self._user_lifespan = self.lifespan_context
+        self.lifespan_context = cast("Lifespan[Any]", self._lifespan)
+        context = broker_options.setdefault("context", None) or ContextRepo()
+        broker_options["context"] = context
+        broker_options["middlewares"] = (*broker_options.get("middlewares", ()), BackgroundTasksMiddleware)
+        self._injection = FastAPIInjection(context, api_options.get("dependency_overrides_provider"))
+        self._own_broker = OutboxBroker(
+            engine,
+            outbox_table=outbox_table,
+            dlq_table=dlq_table,
+            notify=notify,
+            listen_dsn=listen_dsn,
+            dependencies=dependencies,
+            injection=self._injection,
+            tags=specification_tags,
+            **broker_options,
+        )
+        self._around: OutboxRouter | None = None
+        self._nested: list[OutboxRouter] = []
+        self._entered = 0
+        self._setup_state = setup_state
+        self._after_startup: list[Callable[[Any], Any]] = []
+        self._on_shutdown: list[Callable[[Any], Any]] = []
+        self._documents = Documents(self, schema_url or "", specification)
+        if self.include_in_schema and schema_url is not None:
+            self._documents.add_routes(try_it_out=try_it_out)
+
+    @property
+    def broker(self) -> OutboxBroker:
+        """This router's broker; a nested router's is that of the router around it."""
+        return self._own_broker if self._around is None else self._around.broker
+
+    @property
+    def context(self) -> ContextRepo:
+        """FastStream's context of the broker."""
+        return self.broker.context
+
+    @property
+    def schema(self) -> AsyncAPI:
+        """The AsyncAPI document's source, as `faststream docs` looks for it."""
+        return self._documents.specification(self._injection.app)
+
+    @property
+    def documents_path(self) -> str:
+        return f"{self.prefix}{self._documents.path}"
+
+    # Handlers
+
+    def subscriber(self, queues: str | Sequence[str], **options: Unpack[HandlerOptions]) -> OutboxSubscriber:
+        """Subscribe to one queue or several; decorate a handler with the result.
+
+        *dependencies* are FastAPI's, beside the router's own. *response_model* and its relatives shape the reply, as they
+        shape a route's response. *transactional*: the session that the handler depends on (`session: AsyncSession =
+        Depends(…)`) is the transaction that completes its message; without one it is `message.session`. The other options
+        are those of the broker's `subscriber`.
+        """
+        responses, others = _split(options, ResponseOptions)
+        if responses.get("response_model") is not None:
+            others["call_decorators"] = (*others.get("call_decorators", ()), ResponseModel(responses))
+        elif responses:
+            raise OptionError(f"{min(responses)} needs response_model=…, which says what is returned")
+        return self._own_broker.subscriber(queues, **others)
+
+    @property
+    def publisher(self) -> Callable[..., OutboxPublisher]:
+        """The broker's: a publisher to one queue; decorate a handler with it to publish what the handler returns."""
+        return self._own_broker.publisher
+
+    def include_router(self, router: APIRouter | OutboxRegistrator, **options: Any) -> None:
+        """Include a router of FastAPI's, one of the broker's (`outbox_sqlalchemy.OutboxRouter`), or another `OutboxRouter`.
+
+        Another OutboxRouter's handlers and routes use this one's broker from now on, so it must have no engine of its own.
+        The options are those of `APIRouter.include_router`; a broker's router has `prefix` (of its queues),
+        `dependencies`, `middlewares` and `include_in_schema`.
+        """
+        if isinstance(router, OutboxRegistrator):
+            self._own_broker.include_router(router, **options)
+            return
+        if isinstance(router, OutboxRouter):
+            self._nest(router, options.get("dependencies") or ())
+        super().include_router(router, **options)
+
+    def _nest(self, router: "OutboxRouter", dependencies: Sequence[params.Depends]) -> None:
+        if router in (self, *self._routers_around()):
+            raise OptionError("an OutboxRouter cannot include itself")
+        theirs = router._own_broker.engine
+        if theirs is not None and theirs is not self.broker.engine:
+            raise OptionError(
+                "a nested OutboxRouter uses the connection of the one around it, and this one has an engine of its own; "
+                "create it without, or include both into the application"
+            )
+        self._own_broker.include_router(router._own_broker, dependencies=cast("Any", dependencies))
+        router._around = self
+        if router not in self._nested:
+            self._nested.append(router)
+
+    def _routers_around(self) -> Iterator["OutboxRouter"]:
+        if self._around is not None:
+            yield self._around
+            yield from self._around._routers_around()
+
+    def _family(self) -> Iterator["OutboxRouter"]:
+        yield self
+        for nested in self._nested:
+            yield from nested._family()
+
+    # Routes
+
+    async def _bind(self, connection: HTTPConnection) -> None:
+        """A dependency of every route: tells `outbox_fastapi.OutboxBroker` whose broker is meant."""
+        connection.scope[BROKER] = self.broker
+
+    # Life
+
+    def after_startup(self, hook: Hook) -> Hook:
+        """Call *hook* with the application once the broker runs; a mapping that it returns goes into `request.state`."""
+        self._after_startup.append(hook)
+        return hook
+
+    def on_broker_shutdown(self, hook: Hook) -> Hook:
+        """Call *hook* with the application before the broker stops."""
+        self._on_shutdown.append(hook)
+        return hook
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[Mapping[str, Any] | None]:
+        """Runs the broker; entered again meanwhile, or for a router inside another, it does nothing."""
+        if self._around is not None:
+            yield None
+            return
+        self._entered += 1
+        try:
+            if self._entered > 1:
+                yield self._state
+            else:
+                async with self._running(app):
+                    yield self._state
+        finally:
+            self._entered -= 1
+
+    @property
+    def _state(self) -> Mapping[str, Any] | None:
+        return self._injection.state if self._setup_state else None
+
+    @asynccontextmanager
+    async def _running(self, app: FastAPI) -> AsyncIterator[None]:
+        state: dict[str, Any] = {"broker": self.broker}
+        self._injection.app, self._injection.state = app, state
+        self._documents.started(app)
+        async with AsyncExitStack() as stack:
+            for router in self._family():
+                extra: Mapping[str, Any] | None = await stack.enter_async_context(router._user_lifespan(app))
+                state.update(extra or {})
+            stack.push_async_callback(self.broker.stop)
+            await self.broker.start()
+            for router in self._family():
+                for hook in router._after_startup:
+                    state.update(await _called(hook, app) or {})
+            try:
+                yield
+            finally:
+                for router in self._family():
+                    for hook in router._on_shutdown:
+                        await _called(hook, app)
+
+
+_OWN_OPTIONS = ("lifespan", "setup_state", "schema_url", "try_it_out", "specification", "specification_tags")
+
+
+def _split(options: Any, kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The *options* that *kind*, a TypedDict, has, and the others."""
+    others = {**options}
+    return {name: others.pop(name) for name in kind.__annotations__ if name in others}, others
+
+
+async def _called(hook: Callable[[Any], Any], app: FastAPI) -> Any:
+    result = hook(app)
+    return await result if isawaitable(result) else result
