@@ -1,13 +1,16 @@
-"""Fixtures for all tests: a PostgreSQL server, and databases on it."""
+"""Fixtures for all tests: a PostgreSQL server, databases on it, and outboxes on those and on SQLite."""
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, MetaData, create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from tests.databases import postgres_database, postgres_server, with_driver
+from outbox_sqlalchemy import make_outbox_tables
+from tests.databases import execute, postgres_database, postgres_server, with_driver
+from tests.places import Place
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +62,51 @@ async def any_engine(dsn: str) -> AsyncIterator[AsyncEngine]:
     engine = create_async_engine(dsn)
     yield engine
     await engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    metadata = MetaData()
+    make_outbox_tables(metadata)
+    engine = create_engine(f"sqlite:///{path}")
+    metadata.create_all(engine)
+    engine.dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_database(server: URL) -> Iterator[URL]:
+    """A PostgreSQL database with the tables, to be emptied for each test."""
+    with postgres_database(server) as url:
+        metadata = MetaData()
+        make_outbox_tables(metadata)
+        engine = create_engine(with_driver(url, "psycopg"))
+        metadata.create_all(engine)
+        engine.dispose()
+        execute(server, f'ALTER DATABASE "{url.database}" SET synchronous_commit = off')
+        yield url
+
+
+@pytest.fixture
+async def place(sqlite_template: Path, tmp_path: Path) -> AsyncIterator[Place]:
+    """An empty outbox on SQLite."""
+    path = tmp_path / "outbox.db"
+    shutil.copy(sqlite_template, path)
+    place = Place(make_url(f"sqlite:///{path}"), "aiosqlite")
+    yield place
+    await place.close()
+
+
+@pytest.fixture(params=["aiosqlite", "asyncpg"])
+async def both(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    """An empty outbox on SQLite, and on PostgreSQL."""
+    if request.param == "aiosqlite":
+        path: Path = request.getfixturevalue("tmp_path") / "outbox.db"
+        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        place = Place(make_url(f"sqlite:///{path}"), request.param)
+    else:
+        place = Place(request.getfixturevalue("shared_database"), request.param)
+        place.run("TRUNCATE outbox, outbox_dlq, outbox_queues RESTART IDENTITY")
+    yield place
+    await place.close()

@@ -10,37 +10,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, MetaData, create_engine, make_url
+from sqlalchemy import make_url
 
-from outbox_sqlalchemy import make_outbox_tables
-from tests.databases import execute, postgres_database, with_driver
 from tests.places import Place
 
 DRIVERS = ["asyncpg", "psycopg"]
 EVERY = [*DRIVERS, "aiosqlite"]
 EITHER = ["asyncpg", "aiosqlite"]
-
-METADATA = MetaData()
-TABLES = make_outbox_tables(METADATA)
-
-
-@pytest.fixture(scope="session")
-def shared_database(server: URL) -> Iterator[URL]:
-    with postgres_database(server) as url:
-        engine = create_engine(with_driver(url, "psycopg"))
-        METADATA.create_all(engine)
-        engine.dispose()
-        execute(server, f'ALTER DATABASE "{url.database}" SET synchronous_commit = off')
-        yield url
-
-
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    engine = create_engine(f"sqlite:///{path}")
-    METADATA.create_all(engine)
-    engine.dispose()
-    return path
 
 
 def make_place(request: pytest.FixtureRequest, *, fresh: bool = False) -> Place:
