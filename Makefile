@@ -20,7 +20,7 @@ help: ## List these targets
 .PHONY: demo
 demo: $(READY) ## Run two examples while their workers are killed; DSN=postgresql+asyncpg://… for PostgreSQL
 	$(BIN)/python docs/examples/orders/demo.py --dsn '$(DSN)'
-	@echo; echo 'Django and SQLAlchemy on one outbox table:'
+	@echo; echo 'Django and FastAPI on one outbox table:'
 	$(BIN)/python docs/examples/shop/demo.py --dsn '$(DSN)'
 
 .PHONY: test

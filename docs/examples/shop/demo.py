@@ -1,10 +1,10 @@
-"""Two frameworks, one outbox table: the web site is Django, the shipping service is FastStream and SQLAlchemy.
+"""Two frameworks, one outbox table: the web site is Django, the shipping service is FastAPI and SQLAlchemy.
 
-    Django      place_order ── orders.placed ──▶ ship            SQLAlchemy
-    Django     mark_shipped ◀── orders.shipped ──┘               SQLAlchemy
-    Django     add_to_stock ◀── goods.received ── receive_goods  SQLAlchemy
+    Django      place_order ── orders.placed ──▶ ship            FastAPI
+    Django     mark_shipped ◀── orders.shipped ──┘               FastAPI
+    Django     add_to_stock ◀── goods.received ── receive_goods  FastAPI ◀── HTTP
 
-Both workers are killed while they hold messages. `make demo` runs it on a new SQLite file, `make demo DSN=postgresql://…`
+Both processes are killed while they hold messages. `make demo` runs it on a new SQLite file, `make demo DSN=postgresql://…`
 in a new database on that server. It exits with 1 if anything was lost, left behind, or counted twice.
 """
 
@@ -30,7 +30,7 @@ async def main(dsn: str, orders: int) -> bool:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Let two frameworks share an outbox, kill both workers, and count.")
+    parser = argparse.ArgumentParser(description="Let two frameworks share an outbox, kill both, and count.")
     parser.add_argument("--dsn", default="", help="a PostgreSQL server, as a URL; empty: an SQLite file")
     parser.add_argument("--orders", type=int, default=50)
     arguments = parser.parse_args()

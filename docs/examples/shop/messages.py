@@ -22,7 +22,7 @@ class OrderShipped:
 
 @dataclass(frozen=True)
 class GoodsReceived:
-    """To "goods.received": the shipping service tells Django."""
+    """To "goods.received": the shipping service, told so over HTTP, tells Django."""
 
     sku: str
     quantity: int

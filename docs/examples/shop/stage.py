@@ -1,10 +1,11 @@
 """What the demo stands on: an empty database, and processes that can be killed."""
 
 import signal
+import socket
 import sys
 import tempfile
 from asyncio.subprocess import Process, create_subprocess_exec
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -48,19 +49,25 @@ async def _administer(url: URL, statement: str) -> None:
         await connection.execute(statement)
 
 
-class Worker:
-    """One process of the shop, by its command. What it logs goes to a file."""
+def listen() -> socket.socket:
+    """On a free port of this machine. A service that inherits it may die: requests wait here until it comes back."""
+    return socket.create_server(("127.0.0.1", 0))
 
-    def __init__(self, name: str, *command: str) -> None:
+
+class Worker:
+    """One process of the shop, by its command. What it logs goes to a file. It inherits *sockets*."""
+
+    def __init__(self, name: str, *command: str, sockets: Sequence[socket.socket] = ()) -> None:
         self.name = name
         self._command = command
+        self._inherited = [one.fileno() for one in sockets]
         self._process: Process | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the worker
 
     async def start(self) -> int:
         """Its process id."""
         self._process = await create_subprocess_exec(
-            sys.executable, *self._command, cwd=FOLDER, stdout=self._log, stderr=self._log
+            sys.executable, *self._command, cwd=FOLDER, stdout=self._log, stderr=self._log, pass_fds=self._inherited
         )
         return self._process.pid
 

@@ -1,15 +1,18 @@
 """What the demo does, and what it counts.
 
-    half of the orders --> SIGKILL the web site's worker --> the other half, and meanwhile SIGKILL the shipping service
-        --> goods come in, though nobody is there to hear of it --> both started again --> outbox empty --> count
+    half of the orders --> SIGKILL the web site's worker
+        --> the other half, goods over HTTP, and meanwhile SIGKILL the shipping service and start it again
+        --> the web site's worker started again --> outbox empty --> count
 
-It runs in a process of its own, which publishes on both sides and handles nothing.
+It runs in a process of its own, which places orders and asks over HTTP, and handles nothing.
 """
 
 import asyncio
 import sys
+from dataclasses import asdict
 from time import monotonic
 
+import httpx
 from asgiref.sync import sync_to_async
 from django.core.management import call_command
 from django.db import connections
@@ -18,14 +21,15 @@ from sqlalchemy import func, select
 
 from outbox_django.models import DeadLetter, OutboxMessage
 
+from messages import GoodsReceived
 from orders.models import Order, Product
 from orders.placing import place_order
-from shipping.models import Receipt, Shipment, create_tables, engine, new_session
-from shipping.service import receive_goods
-from stage import Worker
+from shipping.models import Receipt, Shipment, create_tables
+from shipping.sessions import engine, new_session
+from stage import Worker, listen
 
 SKUS = ["MUG-01", "TEA-07", "POT-02"]
-DELIVERIES = 20
+RECEIPTS = 40
 
 started = monotonic()
 
@@ -35,24 +39,32 @@ class Story:
 
     def __init__(self, orders: int) -> None:
         self.orders = orders
+        self.socket = listen()
+        host, port = self.socket.getsockname()
+        self.client = httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False)
         self.website = Worker("Django's worker", "manage.py", "outbox_worker")
-        self.shipping = Worker("the shipping service", "-m", "shipping.service")
+        service = ("-m", "uvicorn", "shipping.service:app", "--fd", str(self.socket.fileno()))
+        self.shipping = Worker("the FastAPI service", *service, sockets=[self.socket])
         self.workers = (self.website, self.shipping)
+        self.confirmed = 0  # pieces
+        self.repeated = 0  # requests
 
     async def run(self) -> bool:
         """Whether everything came out as promised."""
         try:
             await self.make_tables()
-            await self.start_workers()
+            await self.start(self.website)
+            await self.start(self.shipping)
             await self.place_orders(self.orders // 2)
             await self.kill_holding("orders.shipped", self.website)
             async with asyncio.TaskGroup() as at_once:
                 at_once.create_task(self.place_orders(self.orders - self.orders // 2))
-                at_once.create_task(self.kill_holding("orders.placed", self.shipping))
-            await self.receive_goods(DELIVERIES)
-            await self.start_workers()
+                at_once.create_task(self.receive_goods(RECEIPTS))
+                at_once.create_task(self.kill_holding("orders.placed", self.shipping, start_again=True))
+            await self.start(self.website)
             await self.until_empty()
-            for worker in self.workers:
+            say(f"/health of {self.shipping.name} answers {(await self.client.get('/health')).status_code}")
+            for worker in self.workers:  # uvicorn shuts down in order, and then ends by the signal: -15
                 say(f"{worker.name} stopped with SIGTERM, exit code {await worker.stop()}")
             return await self.report()
         except BaseException:
@@ -60,6 +72,8 @@ class Story:
             raise
         finally:
             await asyncio.gather(*(worker.kill() for worker in self.workers))
+            await self.client.aclose()
+            self.socket.close()
             await engine.dispose()
             await sync_to_async(connections.close_all)()
 
@@ -69,9 +83,8 @@ class Story:
         await Product.objects.abulk_create([Product(sku=sku) for sku in SKUS])
         say(f"tables made by Django's migrations, on {engine.dialect.name}")
 
-    async def start_workers(self) -> None:
-        for worker in self.workers:
-            say(f"{worker.name} started, process {await worker.start()}")
+    async def start(self, worker: Worker) -> None:
+        say(f"{worker.name} started, process {await worker.start()}")
 
     # Both sides publish
 
@@ -81,20 +94,33 @@ class Story:
         say(f"{count} orders placed, with Django")
 
     async def receive_goods(self, count: int) -> None:
-        for number in range(count):
-            async with new_session.begin() as session:
-                await receive_goods(session, SKUS[number % len(SKUS)], quantity=number)
-        say(f"{count} times goods received, with SQLAlchemy")
+        for note in range(count):
+            goods = GoodsReceived(SKUS[note % len(SKUS)], quantity=note)
+            while not await self.confirms(note, goods):
+                self.repeated += 1
+            self.confirmed += goods.quantity
+        say(f"goods received {count} times, over HTTP")
+
+    async def confirms(self, note: int, goods: GoodsReceived) -> bool:
+        """Whether the shipping service answers that it has them. If not, nobody knows whether it has."""
+        try:
+            answer = await self.client.put(f"/receipts/{note}", json=asdict(goods))
+        except httpx.TransportError:
+            self.check_workers()
+            return False
+        return answer.is_success
 
     # The trouble
 
-    async def kill_holding(self, queue: str, worker: Worker) -> None:
+    async def kill_holding(self, queue: str, worker: Worker, start_again: bool = False) -> None:
         held = OutboxMessage.objects.filter(queue=queue, acquired_token__isnull=False)
         while not await held.aexists():
             self.check_workers()
             await asyncio.sleep(0.005)
         await worker.kill()
         say(f"{worker.name} killed with SIGKILL, {await held.acount()} messages in hand")
+        if start_again:
+            await self.start(worker)
 
     def check_workers(self) -> None:
         for worker in self.workers:
@@ -119,17 +145,19 @@ class Story:
         print_table(
             {
                 "orders placed, in Django": placed,
-                "shipped, in SQLAlchemy": shipped,
+                "shipped, in FastAPI": shipped,
                 "marked as shipped, in Django": told,
-                "pieces received, in SQLAlchemy": received,
+                "pieces confirmed, over HTTP": self.confirmed,
+                "received, in FastAPI": received,
                 "added to the stock, in Django": stock,
+                "requests repeated": self.repeated,
                 "duplicates (runs beyond one)": runs - shipped,
-                "lost": (placed - told) + (received - stock),
+                "lost": (placed - told) + (self.confirmed - stock),
                 "dead": dead,
                 "seconds": f"{monotonic() - started:.1f}",
             }
         )
-        return self.orders == placed == shipped == told and received == stock and not dead
+        return self.orders == placed == shipped == told and self.confirmed == received == stock and not dead
 
 
 def say(what: str) -> None:

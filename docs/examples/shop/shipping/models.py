@@ -1,18 +1,11 @@
 """The shipping service's own tables, and the outbox as it sees it: Django's migrations make that one."""
 
-from sqlalchemy import MetaData, make_url
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from outbox_sqlalchemy import make_outbox_tables
 
-from database import URL
-
-DRIVERS = {"postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
-
-url = make_url(URL)
-engine = create_async_engine(url.set(drivername=DRIVERS[url.drivername]))
-new_session = async_sessionmaker(engine)
+from .sessions import engine
 
 outbox = make_outbox_tables(MetaData())  # not on the service's metadata, so that it creates and migrates only its own
 
@@ -32,11 +25,11 @@ class Shipment(Base):
 
 
 class Receipt(Base):
-    """Goods that came in."""
+    """Goods that came in. The number of the delivery note is the primary key, so a request may be repeated."""
 
     __tablename__ = "receipts"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
+    note: Mapped[int] = mapped_column(primary_key=True)
     sku: Mapped[str]
     quantity: Mapped[int]
 
