@@ -142,7 +142,7 @@ class Handler:
 
     async def __call__(self, message: StreamMessage[Any]) -> Any:
         decoded = await message.decode()
-        fields, body = self._place(decoded)
+        fields, body = self.parameters.place(decoded)
         request = self._injection.request(message.headers, body_of(message), decoded, fields)
         parameters = self.parameters
         session = getattr(message, "session", None)
@@ -163,13 +163,6 @@ class Handler:
             )
         setattr(message, _BACKGROUND, request.scope[_BACKGROUND])
         return result
-
-    def _place(self, decoded: Any) -> tuple[Mapping[str, Any], Any]:
-        """The fields of the body, for path and query parameters, and the body itself."""
-        if isinstance(decoded, dict):
-            return decoded, decoded
-        fields = {} if self.parameters.first is None else {self.parameters.first: decoded}
-        return fields, fields if self.parameters.body_is_a_field else decoded
 
     def _joining(self) -> Parameters:
         return Parameters.of(self.call, self.dependencies).joining(sessions_of(self.call), _opened_session)
