@@ -199,12 +199,12 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
     async def ping(self, timeout: float | None = None) -> bool:
         """Whether the worker makes progress and its database answers within *timeout* seconds; never raises.
 
-        A broker that only publishes opens a connection for the question.
+        A broker that consumes from no queue opens a connection for the question.
         """
         worker = self.config.broker_config.worker
         if worker is None or not self.running:
             return False
-        return await (worker.ping(timeout) if self.subscribers else self._reaches_database(timeout))
+        return await (worker.ping(timeout) if self.served_queues else self._reaches_database(timeout))
 
     async def _reaches_database(self, timeout: float | None) -> bool:
         try:

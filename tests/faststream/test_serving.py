@@ -228,3 +228,12 @@ async def test_a_handler_is_still_the_function_that_was_written(place: Place) ->
     assert double(21) == 42
     async with running(broker):
         assert double(21) == 42
+
+
+async def test_a_broker_that_serves_nothing_is_as_healthy_as_its_database(both: Place) -> None:
+    broker = three_queues(both, [])
+    broker.serve([])
+
+    async with running(broker):
+        assert await broker.ping(5.0)
+    assert not await broker.ping(5.0)
