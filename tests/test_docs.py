@@ -6,6 +6,8 @@ import inspect
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from django.core.management.base import DjangoHelpFormatter
 from django.dispatch import Signal
@@ -116,6 +119,53 @@ def test_the_tutorial_of_django_can_be_followed(tmp_path: Path) -> None:
     assert json.loads(manage("outbox_stats", "--json"))["queues"]["orders"]["dead"] == 1
     assert manage("outbox_redrive", "--queue", "orders") == "1 dead letter put back\n"
     manage("test")
+
+
+def test_the_tutorial_of_fastapi_can_be_followed(tmp_path: Path) -> None:
+    for name, code in files_of(ROOT / "docs" / "tutorial-fastapi.md").items():
+        (tmp_path / name).write_text(code)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        host, port = listening.getsockname()
+        client = httpx.Client(base_url=f"http://{host}:{port}", trust_env=False, timeout=30)
+
+        def serve() -> subprocess.Popen[str]:
+            return subprocess.Popen(
+                [sys.executable, "-u", "-m", "uvicorn", "shop:app", "--fd", str(listening.fileno())],
+                cwd=tmp_path,
+                pass_fds=[listening.fileno()],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+
+        def place(item: str) -> int:
+            return client.post("/orders", json={"item": item}).status_code
+
+        with client:
+            with serve() as server, ending(server):
+                assert (place("mug"), place("unicorn")) == (201, 404)
+                assert prints(server, "shipping mug")
+                assert client.get("/orders/2").status_code == 404
+                assert place("piano") == 201
+                assert prints(server, "carrying the piano down the stairs")
+                server.kill()
+            with serve() as server, ending(server):
+                assert prints(server, "shipping piano")
+                assert place("vase") == 201
+                assert prints(server, "RuntimeError: attempt 3: the vase is broken")
+                for _ in range(20):  # the third failure is still being settled, perhaps
+                    redrive = [sys.executable, "redrive.py"]
+                    told = subprocess.run(redrive, cwd=tmp_path, timeout=60, check=True, capture_output=True, text=True)
+                    if told.stdout != "0 dead, 0 put back\n":
+                        break
+                assert told.stdout == "1 dead, 1 put back\n"
+                server.terminate()
+                assert server.wait(timeout=30) == -signal.SIGTERM
+
+
+def prints(process: subprocess.Popen[str], line: str) -> bool:
+    assert process.stdout is not None
+    return any(line == printed.rstrip("\n") for printed in iter(process.stdout.readline, ""))
 
 
 @pytest.mark.parametrize("demo", ["orders", "shop"])
