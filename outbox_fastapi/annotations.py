@@ -17,39 +17,50 @@ from outbox_fastapi.request import BROKER, CONTEXT
 from outbox_sqlalchemy import OutboxBroker as Broker
 
 
+class ContextValue:
+    """A dependency: what FastStream's context has under a name."""
+
+    def __init__(self, name: str, default: Any, initial: Callable[[], Any] | None) -> None:
+        self._name = name
+        self._default = default
+        self._initial = initial
+
+    async def __call__(self, connection: HTTPConnection) -> Any:
+        context = connection.scope.get(CONTEXT)
+        return self._read_in_route(connection) if context is None else self.read(context)
+
+    def read(self, context: ContextRepo) -> Any:
+        """What *context* has; `NoMessage` if that is nothing."""
+        value = resolve_context_by_name(self._name, self._default, self._initial, context)
+        if value is EMPTY:
+            raise NoMessage(
+                f"the context has no {self._name!r}; set it with router.context.set_global({self._name!r}, …), "
+                "or give a default"
+            )
+        return value
+
+    def _read_in_route(self, connection: HTTPConnection) -> Any:
+        root = self._name.partition(".")[0]
+        if root in ("message", "log_context", "handler_"):
+            if self._default is not EMPTY:
+                return self._default
+            raise NoMessage(f"{self._name!r} is part of a message, and a route has none; ask for it in a handler")
+        broker = broker_of(connection)
+        here: dict[str, Any] = {"broker": broker}
+        if root == "logger":
+            broker._setup_logger()  # does nothing once the broker is connected
+            here["logger"] = broker.config.logger.logger.logger
+        with broker.context.scopes(here.items()):
+            return self.read(broker.context)
+
+
 def Context(name: str, *, default: Any = EMPTY, initial: Callable[[], Any] | None = None) -> Any:  # noqa: N802  a marker
     """What FastStream's context has under *name*, such as "message.headers" or a global of the application's.
 
     *default*: where there is nothing of that name; *initial* makes it, once for all. Raises `NoMessage` in a route for
     what only a message has.
     """
-
-    async def resolve(connection: HTTPConnection) -> Any:
-        context = connection.scope.get(CONTEXT)
-        if context is None:
-            return _resolve_in_route(connection, name, default, initial)
-        return _found(name, resolve_context_by_name(name, default, initial, context))
-
-    return Depends(resolve)
-
-
-def _resolve_in_route(connection: HTTPConnection, name: str, default: Any, initial: Callable[[], Any] | None) -> Any:
-    if name.partition(".")[0] in ("message", "log_context", "handler_"):
-        if default is not EMPTY:
-            return default
-        raise NoMessage(f"{name!r} is part of a message, and a route has none; ask for it in a handler")
-    broker = broker_of(connection)
-    here = (("broker", broker), ("logger", broker.config.logger.logger.logger))
-    with broker.context.scopes(here):
-        return _found(name, resolve_context_by_name(name, default, initial, broker.context))
-
-
-def _found(name: str, value: Any) -> Any:
-    if value is EMPTY:
-        raise NoMessage(
-            f"the context has no {name!r}; set it with router.broker.context.set_global({name!r}, …), or give a default"
-        )
-    return value
+    return Depends(ContextValue(name, default, initial))
 
 
 def broker_of(connection: HTTPConnection) -> Broker:

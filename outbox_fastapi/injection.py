@@ -122,7 +122,10 @@ class FastAPIInjection:
         if solved.errors:
             raise RequestValidationError(solved.errors, body=body)
         request.scope[_BACKGROUND] = solved.background_tasks
-        return solved.values
+        arguments: dict[str, Any] = solved.values
+        for name, value in parameters.contexts.items():
+            arguments[name] = value.read(self.context)
+        return arguments
 
 
 class Handler:

@@ -4,10 +4,10 @@ A message has no query string, so a parameter that names no place of its own (`H
 the body: the whole of it where there is one such parameter and it is no scalar, a field of it otherwise.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from inspect import Parameter, Signature, unwrap
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, cast, get_args, get_origin
 
 from fast_depends.dependencies import Dependant as FastDependsDependant
 from fast_depends.library.serializer import OptionItem
@@ -19,14 +19,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from outbox_core.faststream._compat import Context as FastStreamContext
+from outbox_fastapi.annotations import ContextValue
 from outbox_fastapi.errors import HandlerError
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """*embed*: whether the body has a field for each parameter. *first*: the name that a body without fields goes by."""
+    """*embed*: whether the body has a field for each parameter. *first*: the name that a body without fields goes by.
+
+    *contexts* are what the handler itself wants of FastStream's context: read directly, they cost a tenth.
+    """
 
     dependant: Dependant
+    contexts: Mapping[str, ContextValue]
     embed: bool
     first: str | None
 
@@ -39,11 +44,14 @@ class Parameters:
         if scalars:
             names = {scalar.name for scalar in scalars}
             dependant = get_dependant(path="", call=_with_body(call, names))
+        contexts = {one.name: one.call for one in dependant.dependencies if isinstance(one.call, ContextValue)}
+        dependant.dependencies = [one for one in dependant.dependencies if one.name not in contexts]
         dependant.dependencies[:0] = [get_parameterless_sub_dependant(depends=one, path="") for one in dependencies]
         bodies = {parameter.name: parameter for one in _tree(dependant) for parameter in one.body_params}
         whole = len(bodies) == 1 and (not scalars or scalars[0].field_info.annotation is Any)
         return cls(
             dependant,
+            cast("dict[str, ContextValue]", contexts),
             embed=not whole or any(getattr(one.field_info, "embed", None) for one in bodies.values()),
             first=next((parameter.name for parameter in dependant.body_params), None),
         )
@@ -55,7 +63,7 @@ class Parameters:
 
     def joining(self, sessions: set[Callable[..., Any]], opened: Callable[..., Any]) -> "Parameters":
         """The same with the result of *opened* in place of what the dependencies *sessions* would make."""
-        return Parameters(_replaced(self.dependant, sessions, opened), self.embed, self.first)
+        return replace(self, dependant=_replaced(self.dependant, sessions, opened))
 
 
 def _parameter(call: Callable[..., Any], name: str) -> Parameter:

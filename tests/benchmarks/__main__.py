@@ -36,6 +36,7 @@ def main() -> None:
         drains(bench, options.messages)
         publishes(bench, options.messages)
         wake_ups(bench, options.messages, smoke=options.smoke)
+        fastapi(bench, options.messages)
         django(bench, options.messages)
 
 
@@ -116,6 +117,23 @@ def wake_ups(bench: Bench, messages: int, *, smoke: bool) -> None:
         figures = {variants[run[3].removeprefix("variant=")]: found[run] for run in runs}
         print_table(f"{clients} publishers, commits of about 2.5 ms, worker running", figures)
         print(f"  ours / none: {figures['shared-outbox']['tx/s'] / _first(figures)['tx/s']:.2f}x")
+
+
+def fastapi(bench: Bench, messages: int) -> None:
+    base, system = ("ours", "drain"), "fastapi_ours"
+    names = {
+        base: "OutboxBroker, handler(body: dict)",
+        (system, "drain"): "OutboxRouter, the same handler",
+        (system, "drain", "handler=contexts"): "  and message, broker, logger",
+        (system, "drain", "handler=dependency"): "  or a dependency with yield",
+    }
+    found = bench.medians(messages, *names)
+    print_table("FastAPI: drain, one process, defaults", {names[run]: figures for run, figures in found.items()})
+    cost = {run: figures["CPU µs/msg"] for run, figures in found.items()}
+    print(f"  OutboxRouter / OutboxBroker, CPU: {cost[system, 'drain'] / cost[base]:.2f}x")
+    print(
+        f"  three annotations add:            {cost[system, 'drain', 'handler=contexts'] - cost[system, 'drain']:.1f} µs"
+    )
 
 
 def django(bench: Bench, messages: int) -> None:
