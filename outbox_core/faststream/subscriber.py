@@ -155,6 +155,8 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
     async def process_message(self, msg: Any) -> Response:
         """Upstream's pipeline, and what it means for the message."""
         deliveries: Sequence[Delivery] = msg if self.options.batch else (msg,)
+        if any(call.parser is None for call in self.calls):  # a handler was added since the start
+            self._build_fastdepends_model()
         try:
             response = await super().process_message(msg)
         except HandlerException as raised:
