@@ -234,6 +234,28 @@ async def test_ack_first_is_at_most_once_when_the_handler_is_cut(place: Place) -
     assert place.rows() == []
 
 
+@pytest.mark.parametrize(
+    "policy", [AckPolicy.NACK_ON_ERROR, AckPolicy.REJECT_ON_ERROR, AckPolicy.ACK, AckPolicy.MANUAL], ids=str
+)
+async def test_a_handler_that_is_cut_by_a_stop_has_not_failed_whatever_its_policy(
+    both: Place, policy: AckPolicy
+) -> None:
+    broker = both.broker(graceful_timeout=0.01)
+    started = asyncio.Event()
+
+    @broker.subscriber("orders", ack_policy=policy)
+    async def handle(body: int) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    async with running(broker):
+        await broker.publish(7, "orders")
+        await started.wait()
+
+    assert [(row.attempts_count, row.acquired_token) for row in both.rows()] == [(0, None)]
+    assert graves(both) == []
+
+
 # Votes raised
 
 

@@ -656,6 +656,19 @@ async def test_a_class_where_an_annotation_is_meant_is_refused_at_the_start(
     assert broker.running is False
 
 
+async def test_without_apply_types_classes_are_not_looked_at(place: Place) -> None:
+    broker = place.broker(apply_types=False)
+    got: list[object] = []
+
+    @broker.subscriber("orders")
+    async def handle(message: CoreMessage) -> None:
+        got.append(message)
+
+    async with running(broker):
+        await broker.publish(7, "orders")
+        await until(lambda: got, [7])
+
+
 # Parsers and decoders
 
 
