@@ -53,8 +53,8 @@ class FastAPIInjection:
             raise HandlerError(f"FastAPI cannot find the arguments of {name_of(call)}(): {reason}") from error
 
     def describe(self, bound: "Handler", dependencies: Sequence[Any], /) -> Described:
-        bound.parameters = Parameters.of(bound.call, dependencies)
         bound.dependencies = dependencies
+        bound.parameters = Parameters.of(bound.call, dependencies)
         return Described.of(bound.call, bound.parameters)
 
     def transaction(self, calls: Sequence[Callable[..., Any]], /) -> Transaction | None:
@@ -68,19 +68,19 @@ class FastAPIInjection:
                 f"{len(sessions)} ({', '.join(sorted(map(name_of, sessions)))}) in {', '.join(map(name_of, calls))}(); "
                 "open the others in the handler"
             )
-        return partial(self._open, sessions.pop())
+        dependency = sessions.pop()
+
+        async def opened(session: Annotated[Any, Depends(dependency)]) -> None: ...
+
+        return partial(self._open, Parameters.of(opened))
 
     @asynccontextmanager
-    async def _open(self, dependency: Callable[..., Any], batch: Sequence[Delivery]) -> AsyncIterator[object]:
-        """The session that *dependency* makes. It is committed before the dependency closes, whether that commits or not."""
-
-        async def session_of(session: Annotated[Any, Depends(dependency)]) -> Any:
-            return session
-
+    async def _open(self, parameters: Parameters, batch: Sequence[Delivery]) -> AsyncIterator[object]:
+        """The session among *parameters*, committed before its dependency closes, whether that commits or not."""
         request = self.request(batch[0].headers, batch[0].payload, None, {})
         failure: BaseException | None = None
         async with AsyncExitStack() as stack, AsyncExitStack() as function_stack:
-            arguments = await self.solve(Parameters.of(session_of), request, None, stack, function_stack)
+            arguments = await self.solve(parameters, request, None, stack, function_stack)
             session = arguments["session"]
             if not isinstance(session, AsyncSession | AsyncConnection):
                 raise WrongType(f"what {name_of(dependency)}() gives", "an AsyncSession or AsyncConnection", session)
@@ -137,20 +137,21 @@ class FastAPIInjection:
 
 
 class Handler:
-    """A handler as a function of its message."""
+    """A handler as a function of its message, once it is described."""
+
+    parameters: Parameters
+    dependencies: Sequence[Any]
 
     def __init__(self, call: Callable[..., Any], injection: FastAPIInjection) -> None:
         wraps(call)(self)  # FastStream reads the name and the documentation
         self.call = call
-        self.parameters = Parameters.of(call)
-        self.dependencies: Sequence[Any] = ()
         self._injection = injection
         self._run = call if is_coroutine_callable(call) else partial(run_in_threadpool, call)
         self._joined: Parameters | None = None
 
     async def __call__(self, message: StreamMessage[Any]) -> Any:
         decoded = await message.decode()
-        fields, body = self._place(decoded)
+        fields, body = self.parameters.place(decoded)
         request = self._injection.request(message.headers, body_of(message), decoded, fields)
         parameters = self.parameters
         session = getattr(message, "session", None)
@@ -171,13 +172,6 @@ class Handler:
             )
         setattr(message, _BACKGROUND, request.scope[_BACKGROUND])
         return result
-
-    def _place(self, decoded: Any) -> tuple[Mapping[str, Any], Any]:
-        """The fields of the body, for path and query parameters, and the body itself."""
-        if isinstance(decoded, dict):
-            return decoded, decoded
-        fields = {} if self.parameters.first is None else {self.parameters.first: decoded}
-        return fields, fields if self.parameters.body_is_a_field else decoded
 
     def _joining(self) -> Parameters:
         return Parameters.of(self.call, self.dependencies).joining(sessions_of(self.call), _opened_session)

@@ -1,7 +1,8 @@
 """What a handler asks for, read from its signature into FastAPI's own `Dependant`.
 
 A message has no query string, so a parameter that names no place of its own (`Header`, `Query`, `Depends`, …) is a part of
-the body: the whole of it where there is one such parameter and it is no scalar, a field of it otherwise.
+the body: the whole of it where there is one such parameter and it is no scalar, a field of it otherwise. A single
+parameter of any type is the field of its name if there is one, or else the whole.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,8 @@ from outbox_fastapi.errors import HandlerError
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """*embed*: whether the body has a field for each parameter. *first*: the name that a body without fields goes by.
+    """*embed*: whether the body has a field for each parameter. *only*: the name of the only parameter that takes of the
+    body, None if there are several; *anything*: whether that has no type.
 
     *contexts* are what the handler itself wants of FastStream's context: read directly, they cost a tenth.
     """
@@ -34,7 +36,8 @@ class Parameters:
     dependant: Dependant
     contexts: Mapping[str, ContextValue]
     embed: bool
-    first: str | None
+    only: str | None
+    anything: bool
 
     @classmethod
     def of(cls, call: Callable[..., Any], dependencies: Sequence[params.Depends] = ()) -> "Parameters":
@@ -49,18 +52,24 @@ class Parameters:
         dependant.dependencies = [one for one in dependant.dependencies if one.name not in contexts]
         dependant.dependencies[:0] = [get_parameterless_sub_dependant(depends=one, path="") for one in dependencies]
         bodies = {parameter.name: parameter for one in _tree(dependant) for parameter in one.body_params}
-        whole = len(bodies) == 1 and (not scalars or scalars[0].field_info.annotation is Any)
+        whole = len(bodies) == 1 and not scalars
+        own = [one.name for one in (*dependant.body_params, *dependant.path_params, *dependant.query_params)]
+        only = own[0] if len(own) == 1 else None
         return cls(
             dependant,
             cast("dict[str, ContextValue]", contexts),
             embed=not whole or any(getattr(one.field_info, "embed", None) for one in bodies.values()),
-            first=next((parameter.name for parameter in dependant.body_params), None),
+            only=only,
+            anything=[one.name for one in scalars if one.field_info.annotation is Any] == [only],
         )
 
-    @property
-    def body_is_a_field(self) -> bool:
-        """Whether a body without fields is the value of the only parameter."""
-        return self.embed and len(self.dependant.body_params) == 1
+    def place(self, decoded: Any) -> tuple[Mapping[str, Any], Any]:
+        """The fields of a body, for path and query parameters, and the body as FastAPI is to see it."""
+        if isinstance(decoded, dict) and not (self.anything and self.only not in decoded):
+            return decoded, decoded
+        named = {} if self.only is None else {self.only: decoded}
+        fields = decoded if isinstance(decoded, dict) else named
+        return fields, named if self.embed and named else decoded
 
     def joining(self, sessions: set[Callable[..., Any]], opened: Callable[..., Any]) -> "Parameters":
         """The same with the result of *opened* in place of what the dependencies *sessions* would make."""

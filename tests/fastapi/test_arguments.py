@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pytest
-from fastapi import Body, FastAPI, Header, Path, Query, Request
+from fastapi import Body, Depends, FastAPI, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError, ResponseValidationError
 from faststream.response import Response
 from pydantic import BaseModel, Field
@@ -101,6 +101,10 @@ async def placed(id: Annotated[int, Path()], name: Annotated[str, Query()], orde
     _calls.append({"id": id, "name": name, "order": order})
 
 
+async def only_placed(id: Annotated[int, Path()]) -> None:
+    _calls.append({"id": id})
+
+
 async def nothing() -> None:
     _calls.append({})
 
@@ -123,7 +127,7 @@ ARGUMENTS = [
     (some_text, {"msg": "Hi!"}, {"msg": "Hi!"}),
     (some_bytes, b"\x00\xff", {"msg": b"\x00\xff"}),
     (untyped, {"a": 1}, {"msg": {"a": 1}}),
-    (untyped, {"msg": 1}, {"msg": {"msg": 1}}),
+    (untyped, {"msg": 1}, {"msg": 1}),
     (untyped, "Hi!", {"msg": "Hi!"}),
     (anything, [1, None], {"msg": [1, None]}),
     (fields, {"id": 1, "name": "n", "tags": []}, {"id": 1, "name": "n", "tags": [], "note": "none"}),
@@ -132,7 +136,10 @@ ARGUMENTS = [
     (aliased, {"orderId": 1, "sku": "s"}, {"order_id": 1, "sku": "s"}),
     (embedded, {"order": {"id": 1}}, {"order": Order(id=1)}),
     (placed, {"id": 1, "name": "n"}, {"id": 1, "name": "n", "order": {"id": 1, "name": "n"}}),
+    (only_placed, {"id": 1}, {"id": 1}),
+    (only_placed, 1, {"id": 1}),
     (nothing, {"a": 1}, {}),
+    (nothing, "Hi!", {}),
     (in_a_thread, {"id": 1}, {"id": 1}),
 ]
 
@@ -140,6 +147,22 @@ ARGUMENTS = [
 @pytest.mark.parametrize(("handler", "body", "expected"), ARGUMENTS)
 async def test_a_body_becomes_arguments(handler: Callable[..., Any], body: Any, expected: Everything) -> None:
     assert await handled(handler, body) == expected
+
+
+async def test_what_a_dependency_reads_of_the_body_is_no_parameter_of_the_handler() -> None:
+    def named(a: Any) -> Any:
+        return a
+
+    seen: list[Any] = []
+    router = OutboxRouter()
+
+    @router.subscriber("orders")
+    async def handle(msg: Any, named: Annotated[Any, Depends(named)]) -> None:
+        seen.append((msg, named))
+
+    async with TestOutboxBroker(router.broker) as broker:
+        await broker.publish({"a": 1}, "orders")
+    assert seen == [({"a": 1}, 1)]
 
 
 async def test_a_batch_is_a_list() -> None:
