@@ -46,15 +46,15 @@ class FastAPIInjection:
 
     def bind(self, call: Callable[..., Any], /) -> "Handler":
         check_handler(call)
-        try:
-            return Handler(call, self)
-        except FastAPIError as error:
-            reason, _, _ = str(error).partition(". ")
-            raise HandlerError(f"FastAPI cannot find the arguments of {name_of(call)}(): {reason}") from error
+        return Handler(call, self)
 
     def describe(self, bound: "Handler", dependencies: Sequence[Any], /) -> Described:
         bound.dependencies = dependencies
-        bound.parameters = Parameters.of(bound.call, dependencies)
+        try:
+            bound.parameters = Parameters.of(bound.call, dependencies)
+        except FastAPIError as error:
+            reason, _, _ = str(error).partition(". ")
+            raise HandlerError(f"FastAPI cannot find the arguments of {name_of(bound.call)}(): {reason}") from error
         return Described.of(bound.call, bound.parameters)
 
     def transaction(self, calls: Sequence[Callable[..., Any]], /) -> Transaction | None:
@@ -72,18 +72,18 @@ class FastAPIInjection:
 
         async def opened(session: Annotated[Any, Depends(dependency)]) -> None: ...
 
-        return partial(self._open, Parameters.of(opened))
+        return partial(self._open, name_of(dependency), Parameters.of(opened))
 
     @asynccontextmanager
-    async def _open(self, parameters: Parameters, batch: Sequence[Delivery]) -> AsyncIterator[object]:
-        """The session among *parameters*, committed before its dependency closes, whether that commits or not."""
+    async def _open(self, name: str, parameters: Parameters, batch: Sequence[Delivery]) -> AsyncIterator[object]:
+        """The session that *name* gives, committed before its dependency closes, whether that commits or not."""
         request = self.request(batch[0].headers, batch[0].payload, None, {})
         failure: BaseException | None = None
         async with AsyncExitStack() as stack, AsyncExitStack() as function_stack:
             arguments = await self.solve(parameters, request, None, stack, function_stack)
             session = arguments["session"]
             if not isinstance(session, AsyncSession | AsyncConnection):
-                raise WrongType(f"what {name_of(dependency)}() gives", "an AsyncSession or AsyncConnection", session)
+                raise WrongType(f"what {name}() gives", "an AsyncSession or AsyncConnection", session)
             try:
                 yield session
                 await session.commit()

@@ -151,28 +151,11 @@ def check_handler(call: Callable[..., Any]) -> None:
         raise HandlerError(
             f"{name_of(call)}() yields, so that calling it runs none of it; return one reply, or publish"
         )
-    _check_parameters(call)
-
-
-def _check_parameters(call: Callable[..., Any]) -> None:
     for parameter in _signature_or_none(call):
         _refuse_unnamed(call, parameter)
-        _refuse_unknown_type(call, parameter)
-        depends = _depends_of(parameter)
-        if depends is None:
-            _refuse_faststream(call, parameter)
-        else:
-            _check_dependency(_dependency_of(parameter, depends))
-
-
-def _check_dependency(call: Callable[..., Any]) -> None:
-    """What a route may depend on too: FastAPI itself judges all but what is FastStream's."""
-    for parameter in _signature_or_none(call):
-        depends = _depends_of(parameter)
-        if depends is None:
-            _refuse_faststream(call, parameter)
-        else:
-            _check_dependency(_dependency_of(parameter, depends))
+        if _depends_of(parameter) is None:
+            _refuse_unknown_type(call, parameter)
+    _refuse_faststream(call)
 
 
 def _refuse_unnamed(call: Callable[..., Any], parameter: Parameter) -> None:
@@ -197,14 +180,19 @@ def _refuse_unknown_type(call: Callable[..., Any], parameter: Parameter) -> None
         )
 
 
-def _refuse_faststream(call: Callable[..., Any], parameter: Parameter) -> None:
-    """Its resolver does not run here: a handler would get the marker itself."""
-    for marker in _markers(parameter):
-        if isinstance(marker, FastDependsDependant):
-            raise HandlerError(_refused("Depends", call, parameter, "fastapi.Depends"))
-        if isinstance(marker, FastStreamContext):
-            instead = "outbox_fastapi's Context and annotations, fastapi.Header or fastapi.Path"
-            raise HandlerError(_refused("Context, Header or Path", call, parameter, instead))
+def _refuse_faststream(call: Callable[..., Any]) -> None:
+    """In *call* and in what it depends on: its resolver does not run here, and they would get the marker itself."""
+    for parameter in _signature_or_none(call):
+        depends = _depends_of(parameter)
+        if depends is not None:
+            _refuse_faststream(_dependency_of(parameter, depends))
+            continue
+        for marker in _markers(parameter):
+            if isinstance(marker, FastDependsDependant):
+                raise HandlerError(_refused("Depends", call, parameter, "fastapi.Depends"))
+            if isinstance(marker, FastStreamContext):
+                instead = "outbox_fastapi's Context and annotations, fastapi.Header or fastapi.Path"
+                raise HandlerError(_refused("Context, Header or Path", call, parameter, instead))
 
 
 def _refused(what: str, call: Callable[..., Any], parameter: Parameter, instead: str) -> str:
