@@ -35,7 +35,7 @@ class NewMessage:
     timer_conflict: TimerConflict = "ignore"
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Delivery:
     """A row that is ours until its lease ends.
 
@@ -67,6 +67,10 @@ class Delivery:
     vote: Vote | None = field(default=None, init=False)
     session: object | None = field(default=None, init=False)
     completion: Completion | None = field(default=None, init=False)
+
+    def __repr__(self) -> str:
+        """Which message it is, for logs and dead letters, which are no place for bodies and headers."""
+        return f"Delivery(id={self.id}, queue={self.queue!r}, message_id={str(self.message_id)!r})"
 
     @property
     def still_suspect(self) -> bool:

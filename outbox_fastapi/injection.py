@@ -15,7 +15,7 @@ from fast_depends.utils import is_coroutine_callable
 from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.dependencies.utils import solve_dependencies
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import FastAPIError, RequestValidationError
 from faststream import BaseMiddleware
 from faststream.message import StreamMessage
 from sqlalchemy import Connection
@@ -24,10 +24,11 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 
 from outbox_core.completion import Transaction
+from outbox_core.errors import WrongType
 from outbox_core.faststream._compat import ContextRepo
 from outbox_core.message import Delivery
 from outbox_fastapi.errors import DependencyError, HandlerError
-from outbox_fastapi.parameters import Described, Parameters, name_of, refuse_faststream, sessions_of
+from outbox_fastapi.parameters import Described, Parameters, check_handler, name_of, sessions_of
 from outbox_fastapi.request import CONTEXT, MessageRequest, body_of
 
 _SESSION = "outbox.session"  # in a request's scope: the transaction that completes its message
@@ -44,12 +45,16 @@ class FastAPIInjection:
         self._overrides = overrides
 
     def bind(self, call: Callable[..., Any], /) -> "Handler":
-        refuse_faststream(call)
+        check_handler(call)
         return Handler(call, self)
 
     def describe(self, bound: "Handler", dependencies: Sequence[Any], /) -> Described:
         bound.dependencies = dependencies
-        bound.parameters = Parameters.of(bound.call, dependencies)
+        try:
+            bound.parameters = Parameters.of(bound.call, dependencies)
+        except FastAPIError as error:
+            reason, _, _ = str(error).partition(". ")
+            raise HandlerError(f"FastAPI cannot find the arguments of {name_of(bound.call)}(): {reason}") from error
         return Described.of(bound.call, bound.parameters)
 
     def transaction(self, calls: Sequence[Callable[..., Any]], /) -> Transaction | None:
@@ -59,23 +64,26 @@ class FastAPIInjection:
             return None
         if len(sessions) > 1:
             raise HandlerError(
-                f"a transactional subscriber completes its message in one session, and {', '.join(map(name_of, calls))} "
-                f"depend on {len(sessions)}: {', '.join(sorted(map(name_of, sessions)))}; open the others in the handler"
+                "a transactional subscriber completes its message in one session, and there are "
+                f"{len(sessions)} ({', '.join(sorted(map(name_of, sessions)))}) in {', '.join(map(name_of, calls))}(); "
+                "open the others in the handler"
             )
         dependency = sessions.pop()
 
         async def opened(session: Annotated[Any, Depends(dependency)]) -> None: ...
 
-        return partial(self._open, Parameters.of(opened))
+        return partial(self._open, name_of(dependency), Parameters.of(opened))
 
     @asynccontextmanager
-    async def _open(self, parameters: Parameters, batch: Sequence[Delivery]) -> AsyncIterator[object]:
-        """The session among *parameters*, committed before its dependency closes, whether that commits or not."""
+    async def _open(self, name: str, parameters: Parameters, batch: Sequence[Delivery]) -> AsyncIterator[object]:
+        """The session that *name* gives, committed before its dependency closes, whether that commits or not."""
         request = self.request(batch[0].headers, batch[0].payload, None, {})
         failure: BaseException | None = None
         async with AsyncExitStack() as stack, AsyncExitStack() as function_stack:
             arguments = await self.solve(parameters, request, None, stack, function_stack)
             session = arguments["session"]
+            if not isinstance(session, AsyncSession | AsyncConnection):
+                raise WrongType(f"what {name}() gives", "an AsyncSession or AsyncConnection", session)
             try:
                 yield session
                 await session.commit()

@@ -7,8 +7,8 @@ parameter of any type is the field of its name if there is one, or else the whol
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from inspect import Parameter, Signature, unwrap
-from typing import Annotated, Any, cast, get_args, get_origin
+from inspect import Parameter, Signature, isasyncgenfunction, isgeneratorfunction, unwrap
+from typing import Annotated, Any, ForwardRef, cast, get_args, get_origin
 
 from fast_depends.dependencies import Dependant as FastDependsDependant
 from fast_depends.library.serializer import OptionItem
@@ -18,6 +18,7 @@ from fastapi.dependencies.utils import get_dependant, get_parameterless_sub_depe
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
+from starlette.websockets import WebSocket
 
 from outbox_core.faststream._compat import Context as FastStreamContext
 from outbox_fastapi.annotations import ContextValue
@@ -91,6 +92,20 @@ def _markers(parameter: Parameter) -> tuple[Any, ...]:
     return (*beside, parameter.default)
 
 
+def _kind(parameter: Parameter) -> Any:
+    """The type, without what stands beside it."""
+    return get_args(parameter.annotation)[0] if get_origin(parameter.annotation) is Annotated else _type(parameter)
+
+
+def _depends_of(parameter: Parameter) -> params.Depends | None:
+    return next((one for one in _markers(parameter) if isinstance(one, params.Depends)), None)
+
+
+def _dependency_of(parameter: Parameter, depends: params.Depends) -> Callable[..., Any]:
+    """What is called for *parameter*; a bare `Depends()` means its type."""
+    return depends.dependency or _kind(parameter)
+
+
 def _has_place(parameter: Parameter) -> bool:
     return any(isinstance(marker, params.Param | params.Body | params.Depends) for marker in _markers(parameter))
 
@@ -126,27 +141,58 @@ def _replaced(dependant: Dependant, calls: set[Callable[..., Any]], by: Callable
     return dependant
 
 
-# What cannot be had
+# What cannot be called
 
 
-def refuse_faststream(call: Callable[..., Any]) -> None:
-    """`HandlerError` for FastStream's `Depends` and `Context`, whose resolver does not run here."""
-    for parameter in typed_signature(call).parameters.values():
-        markers = _markers(parameter)
-        if any(isinstance(marker, params.Depends) for marker in markers):
+def check_handler(call: Callable[..., Any]) -> None:
+    """`HandlerError` for a handler that cannot be called with a message, or that depends on what cannot."""
+    plain = unwrap(call)
+    if isgeneratorfunction(plain) or isasyncgenfunction(plain):
+        raise HandlerError(
+            f"{name_of(call)}() yields, so that calling it runs none of it; return one reply, or publish"
+        )
+    for parameter in _signature_or_none(call):
+        _refuse_unnamed(call, parameter)
+        if _depends_of(parameter) is None:
+            _refuse_unknown_type(call, parameter)
+    _refuse_faststream(call)
+
+
+def _refuse_unnamed(call: Callable[..., Any], parameter: Parameter) -> None:
+    if parameter.kind not in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
+        raise HandlerError(
+            f"{str(parameter)!r} of {name_of(call)}() cannot be passed by name, as FastAPI does; a decorator around the "
+            "handler needs functools.wraps"
+        )
+
+
+def _refuse_unknown_type(call: Callable[..., Any], parameter: Parameter) -> None:
+    kind = _kind(parameter)
+    if isinstance(kind, ForwardRef | str):
+        text = kind if isinstance(kind, str) else kind.__forward_arg__
+        raise HandlerError(
+            f"the annotation {text!r} of {parameter.name!r} of {name_of(call)}() names nothing in its module; "
+            "define or import it at the top level"
+        )
+    if _is(kind, WebSocket):
+        raise HandlerError(
+            f"{parameter.name!r} of {name_of(call)}() is a WebSocket, and a message has none; use fastapi.Request"
+        )
+
+
+def _refuse_faststream(call: Callable[..., Any]) -> None:
+    """In *call* and in what it depends on: its resolver does not run here, and they would get the marker itself."""
+    for parameter in _signature_or_none(call):
+        depends = _depends_of(parameter)
+        if depends is not None:
+            _refuse_faststream(_dependency_of(parameter, depends))
             continue
-        for marker in markers:
+        for marker in _markers(parameter):
             if isinstance(marker, FastDependsDependant):
                 raise HandlerError(_refused("Depends", call, parameter, "fastapi.Depends"))
             if isinstance(marker, FastStreamContext):
-                raise HandlerError(
-                    _refused(
-                        "Context, Header or Path",
-                        call,
-                        parameter,
-                        "outbox_fastapi.Context, fastapi.Header or fastapi.Path",
-                    )
-                )
+                instead = "outbox_fastapi's Context and annotations, fastapi.Header or fastapi.Path"
+                raise HandlerError(_refused("Context, Header or Path", call, parameter, instead))
 
 
 def _refused(what: str, call: Callable[..., Any], parameter: Parameter, instead: str) -> str:
@@ -167,11 +213,11 @@ def sessions_of(call: Callable[..., Any]) -> set[Callable[..., Any]]:
     """The dependencies of *call*, direct or not, that are annotated as asynchronous sessions or connections."""
     found: set[Callable[..., Any]] = set()
     for parameter in _signature_or_none(call):
-        depends = next((one for one in _markers(parameter) if isinstance(one, params.Depends)), None)
+        depends = _depends_of(parameter)
         if depends is None:
             continue
-        kind = get_args(parameter.annotation)[0] if get_origin(parameter.annotation) is Annotated else _type(parameter)
-        dependency = depends.dependency or kind
+        kind = _kind(parameter)
+        dependency = _dependency_of(parameter, depends)
         if _is(kind, Session | Connection):
             raise HandlerError(
                 f"{name_of(call)}() depends on a synchronous {kind.__name__}, {parameter.name!r}, which a "

@@ -7,7 +7,9 @@ from typing import Any, TypedDict
 from fast_depends.utils import is_coroutine_callable
 from fastapi.exceptions import ResponseValidationError
 from faststream.response import Response, ensure_response
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from outbox_core.errors import OptionError
 
 
 class ResponseOptions(TypedDict, total=False):
@@ -26,7 +28,11 @@ class ResponseModel:
     """Put around a handler: its reply, or the body of its `Response`, as plain data of the model. See `ResponseOptions`."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self._adapter = TypeAdapter(options["response_model"])
+        model = options["response_model"]
+        try:
+            self._adapter = TypeAdapter(model)
+        except PydanticUserError as error:
+            raise OptionError(f"response_model must be a type that pydantic knows, got {model!r}") from error
         self._dumping: dict[str, Any] = {
             name.removeprefix("response_model_"): value for name, value in options.items() if name != "response_model"
         }

@@ -5,10 +5,10 @@
 It is an `APIRouter` in every respect. FastStream's FastAPI plugin has no part in it.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum
-from inspect import isawaitable
+from inspect import isawaitable, signature
 from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 from fastapi import APIRouter, Depends, FastAPI, params
@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Lifespan
 
-from outbox_core.errors import OptionError, UnknownOption
+from outbox_core.errors import OptionError, UnknownOption, WrongType
 from outbox_core.faststream import OutboxPublisher, OutboxSubscriber
 from outbox_core.faststream._compat import ContextRepo
 from outbox_core.faststream.broker import SharedOptions
@@ -29,9 +29,11 @@ from outbox_core.faststream.registrator import OutboxRegistrator
 from outbox_core.faststream.router import RouteOptions
 from outbox_fastapi.documents import Documents
 from outbox_fastapi.injection import BackgroundTasksMiddleware, FastAPIInjection
+from outbox_fastapi.parameters import name_of
 from outbox_fastapi.request import BROKER
 from outbox_fastapi.responses import ResponseModel, ResponseOptions
 from outbox_sqlalchemy import OutboxBroker, OutboxTables
+from outbox_sqlalchemy.tables import names_of
 
 Hook = TypeVar("Hook", bound=Callable[[Any], Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None])
 
@@ -97,15 +99,15 @@ class OutboxRouter(APIRouter):
         specification_tags: Sequence[Any] = (),
         **options: Unpack[RouterOptions],
     ) -> None:
-        for option in options:
-            if option not in RouterOptions.__annotations__:
-                raise UnknownOption("OutboxRouter", option, [*RouterOptions.__annotations__, *_OWN_OPTIONS])
+        _refuse_unknown("OutboxRouter", options, _ROUTER_OPTIONS, _OWN_OPTIONS)
         api_options, broker_options = _split(options, ApiRouterOptions)
         if lifespan is not None and (options.get("on_startup") or options.get("on_shutdown")):
             raise OptionError("lifespan takes the place of on_startup and on_shutdown; put what they do into it")
+        if not isinstance(schema_url, str | None):
+            raise WrongType("schema_url", "a str or None", schema_url)
         if schema_url is not None and not schema_url.startswith("/"):
             raise OptionError(f"schema_url must start with '/', got {schema_url!r}; None for no document")
-        dependencies = list(api_options.pop("dependencies", None) or ())
+        dependencies = _checked(api_options.pop("dependencies", None))
         super().__init__(dependencies=[Depends(self._bind), *dependencies], lifespan=lifespan, **api_options)
         self._user_lifespan = self.lifespan_context
         self.lifespan_context = cast("Lifespan[Any]", self._lifespan)
@@ -124,6 +126,8 @@ class OutboxRouter(APIRouter):
             tags=specification_tags,
             **broker_options,
         )
+        self._tables = names_of(outbox_table, dlq_table)
+        self._has_tables = outbox_table is not None
         self._around: OutboxRouter | None = None
         self._nested: list[OutboxRouter] = []
         self._entered = 0
@@ -163,7 +167,9 @@ class OutboxRouter(APIRouter):
         Depends(…)`) is the transaction that completes its message; without one it is `message.session`. The other options
         are those of the broker's `subscriber`.
         """
+        _refuse_unknown("subscriber", options, _HANDLER_OPTIONS)
         responses, others = _split(options, ResponseOptions)
+        others["dependencies"] = _checked(others.get("dependencies"))
         if responses.get("response_model") is not None:
             others["call_decorators"] = (*others.get("call_decorators", ()), ResponseModel(responses))
         elif responses:
@@ -185,19 +191,36 @@ class OutboxRouter(APIRouter):
         if isinstance(router, OutboxRegistrator):
             self._own_broker.include_router(router, **options)
             return
+        if not isinstance(router, APIRouter):
+            raise WrongType("router", "an APIRouter, an OutboxRouter or a broker's router", router)
+        dependencies = _checked(options.get("dependencies"))
         if isinstance(router, OutboxRouter):
-            self._nest(router, options.get("dependencies") or ())
+            self._check_nested(router)
         super().include_router(router, **options)
+        if isinstance(router, OutboxRouter):
+            self._nest(router, dependencies)
 
-    def _nest(self, router: "OutboxRouter", dependencies: Sequence[params.Depends]) -> None:
+    def _check_nested(self, router: "OutboxRouter") -> None:
         if router in (self, *self._routers_around()):
             raise OptionError("an OutboxRouter cannot include itself")
+        if router._around not in (None, self):
+            raise OptionError(
+                "this OutboxRouter is nested in another one, whose broker serves its handlers; make a second"
+            )
         theirs = router._own_broker.engine
         if theirs is not None and theirs is not self.broker.engine:
             raise OptionError(
                 "a nested OutboxRouter uses the connection of the one around it, and this one has an engine of its own; "
                 "create it without, or include both into the application"
             )
+        outermost = [self, *self._routers_around()][-1]
+        if router._has_tables and router._tables != outermost._tables:
+            raise OptionError(
+                f"a nested OutboxRouter uses the tables of the one around it, and this one has {router._tables.outbox!r}; "
+                "create it without, or include both into the application"
+            )
+
+    def _nest(self, router: "OutboxRouter", dependencies: Sequence[params.Depends]) -> None:
         self._own_broker.include_router(router._own_broker, dependencies=cast("Any", dependencies))
         router._around = self
         if router not in self._nested:
@@ -264,7 +287,7 @@ class OutboxRouter(APIRouter):
             await self.broker.start()
             for router in self._family():
                 for hook in router._after_startup:
-                    state.update(await _called(hook, app) or {})
+                    state.update(_mapping(hook, await _called(hook, app)))
             try:
                 yield
             finally:
@@ -274,12 +297,37 @@ class OutboxRouter(APIRouter):
 
 
 _OWN_OPTIONS = ("lifespan", "setup_state", "schema_url", "try_it_out", "specification", "specification_tags")
+_NEWER_OPTIONS = ApiRouterOptions.__annotations__.keys() - signature(APIRouter).parameters.keys()
+_ROUTER_OPTIONS = RouterOptions.__annotations__.keys() - _NEWER_OPTIONS
+_HANDLER_OPTIONS = HandlerOptions.__annotations__.keys()
+
+
+def _refuse_unknown(call: str, options: Collection[str], known: Collection[str], others: Collection[str] = ()) -> None:
+    for option in options:
+        if option not in known:
+            raise UnknownOption(call, option, [*known, *others])
+
+
+def _checked(dependencies: Any) -> list[params.Depends]:
+    """FastStream's, and what FastAPI would stumble over, are refused where they are given."""
+    if not isinstance(dependencies, Sequence | None):
+        raise WrongType("dependencies", "a list of fastapi.Depends(…)", dependencies)
+    for one in dependencies or ():
+        if not isinstance(one, params.Depends):
+            raise WrongType("each of dependencies", "fastapi.Depends(…)", one)
+    return list(dependencies or ())
 
 
 def _split(options: Any, kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The *options* that *kind*, a TypedDict, has, and the others."""
     others = {**options}
     return {name: others.pop(name) for name in kind.__annotations__ if name in others}, others
+
+
+def _mapping(hook: Callable[[Any], Any], state: Any) -> Mapping[str, Any]:
+    if not isinstance(state, Mapping | None):
+        raise WrongType(f"what {name_of(hook)}() returns", "a mapping for request.state, or None", state)
+    return state or {}
 
 
 async def _called(hook: Callable[[Any], Any], app: FastAPI) -> Any:

@@ -5,7 +5,7 @@ from typing import Unpack
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from outbox_core.errors import OptionError
+from outbox_core.errors import NotStarted, OptionError
 from outbox_core.faststream import OutboxBroker as CoreBroker
 from outbox_core.faststream.broker import BrokerOptions
 from outbox_sqlalchemy.store import SqlAlchemyStore
@@ -37,3 +37,12 @@ class OutboxBroker(CoreBroker):
         tables = names_of(outbox_table, dlq_table)
         self.engine = engine
         super().__init__(SqlAlchemyStore(engine, tables, notify=notify, listen_dsn=listen_dsn), **options)
+
+    async def start(self) -> None:
+        """Connect, check the tables, and consume. Does nothing if it does already; `NotStarted` without an engine."""
+        if self.engine is None and self.served_queues:
+            raise NotStarted(
+                f"subscribers of {', '.join(self.served_queues)} have no database; create the broker or its OutboxRouter "
+                "with an engine"
+            )
+        await super().start()

@@ -21,6 +21,7 @@ from outbox_core.errors import NotStarted, OptionError, SchemaMismatch, WrongTyp
 from outbox_core.events import Observer
 from outbox_core.faststream._compat import EMPTY, BrokerUsecase, ContextRepo, FastDependsConfig
 from outbox_core.faststream.config import Injection, OutboxBrokerConfig, make_outbox_logger_state
+from outbox_core.faststream.message import OutboxMessage
 from outbox_core.faststream.producer import OutboxProducer, TransactionPolicy
 from outbox_core.faststream.registrator import OutboxRegistrator
 from outbox_core.faststream.response import OutboxPublishCommand
@@ -149,6 +150,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
             max_workers=check_max_workers(max_workers),
         )
         config.producer = OutboxProducer(config)
+        config.default_driver_annotations = _annotations(type(self))
         super().__init__(
             config=config,
             specification=BrokerSpec(
@@ -420,12 +422,26 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
             raise SchemaMismatch(table, [difference.text for difference in differences])
 
 
+def _annotations(broker: type[OutboxBroker]) -> dict[type, str]:
+    """What a handler means that names one of these classes. From 0.7.8 on, FastStream refuses that and tells this."""
+    module = "outbox_core.faststream.annotations"
+    brokers = [one for one in broker.__mro__ if issubclass(one, OutboxBroker)]
+    return {OutboxMessage: f"{module}.OutboxMessage", **dict.fromkeys(brokers, f"{module}.OutboxBroker")}
+
+
 def _urls(specification_url: str | Iterable[str] | None, store: Store | None) -> list[str]:
     """The server of the AsyncAPI document: a logical name, without host, user or database, unless one is given."""
     if specification_url is None:
         kind, known, _ = ("" if store is None else store.name).partition(":")
         return [f"{kind if known else 'outbox'}://outbox"]
-    return [specification_url] if isinstance(specification_url, str) else list(specification_url)
+    given = [specification_url] if isinstance(specification_url, str) else specification_url
+    return [_without_secrets(url) for url in given]
+
+
+def _without_secrets(url: str) -> str:
+    """Scheme, host and path: the document is public, and a user, a password or a driver's options are not."""
+    scheme, separator, rest = url.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def _required(session: object | None) -> object:

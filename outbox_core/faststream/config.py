@@ -104,6 +104,8 @@ class OutboxPublisherConfig(PublisherUsecaseConfig):
     headers: dict[str, str]
     key: str | None
     priority: int
+    reply_to: str
+    batch: bool
 
 
 @dataclass(kw_only=True)

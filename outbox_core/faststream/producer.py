@@ -43,7 +43,7 @@ class OutboxProducer(ProducerProto[OutboxPublishCommand]):
         return self._config.broker_codec or DefaultCodec()
 
     async def publish(self, cmd: OutboxPublishCommand) -> int | None:
-        return (await self.publish_batch(cmd))[0]
+        return next(iter(await self.publish_batch(cmd)), None)
 
     async def publish_batch(self, cmd: OutboxPublishCommand) -> list[int | None]:
         session = self._session(cmd)
@@ -78,7 +78,7 @@ class OutboxProducer(ProducerProto[OutboxPublishCommand]):
 
     async def compose(self, cmd: OutboxPublishCommand) -> list[NewMessage]:
         """Check and encode everything before anything is sent."""
-        return [await self._compose(cmd, body) for body in cmd.bodies]
+        return [await self._compose(cmd, body) for body in cmd.batch_bodies]
 
     async def _compose(self, cmd: OutboxPublishCommand, body: object) -> NewMessage:
         return compose(

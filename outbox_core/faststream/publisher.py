@@ -42,7 +42,7 @@ class OutboxPublisherSpecification(PublisherSpecification[Any, OutboxPublisherSp
 
 
 class OutboxPublisher(PublisherUsecase):
-    """Publishes to one queue; its headers, key and priority stand where a call gives none."""
+    """Publishes to one queue; its headers, key, priority and `reply_to` stand where a call gives none."""
 
     _outer_config: OutboxBrokerConfig
 
@@ -52,6 +52,8 @@ class OutboxPublisher(PublisherUsecase):
         self.headers = config.headers
         self.key = config.key
         self.priority = config.priority
+        self.reply_to = config.reply_to
+        self.batch = config.batch
 
     @property
     def queue(self) -> str:
@@ -68,34 +70,45 @@ class OutboxPublisher(PublisherUsecase):
         **options: Unpack[PublishOptions],
     ) -> int | None:
         """Publish *message*; see `OutboxBroker.publish`."""
-        command = OutboxPublishCommand(
+        command = self._command(
             message, queue=queue, session=session, standalone=standalone, headers=headers, **options
         )
-        command.correlation_id = command.correlation_id or self._outer_config.new_correlation_id()
         row_id: int | None = await self._basic_publish(
-            self._complete(command), producer=self._outer_config.producer, _extra_middlewares=()
+            command, producer=self._outer_config.producer, _extra_middlewares=()
         )
         return row_id
 
     async def _publish(self, cmd: PublishCommand, *, _extra_middlewares: Iterable[Any]) -> None:
         """Called with a handler's reply, unless it was published on the handler's session."""
         command = self.completed(OutboxPublishCommand.from_cmd(cmd))
-        if command.published:
+        if command.published or not command.batch_bodies:
             return
         await self._basic_publish(command, producer=self._outer_config.producer, _extra_middlewares=_extra_middlewares)
 
-    async def request(self, message: Any, /, **options: Any) -> Any:
-        """Refused: see `OutboxProducer.request`."""
-        return await self._basic_request(
-            OutboxPublishCommand(message, queue=self.queue, _publish_type=PublishType.REQUEST),
-            producer=self._outer_config.producer,
-        )
+    async def request(
+        self,
+        message: Any,
+        queue: str = "",
+        *,
+        timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> Any:
+        """Refused outside tests: see `OutboxProducer.request`."""
+        command = self._command(message, queue=queue, headers=headers, _publish_type=PublishType.REQUEST, **options)
+        command.timeout = timeout
+        return await self._basic_request(command, producer=self._outer_config.producer)
+
+    def _command(self, message: Any, **options: Any) -> OutboxPublishCommand:
+        command = OutboxPublishCommand(message, **options)
+        command.correlation_id = command.correlation_id or self._outer_config.new_correlation_id()
+        return self._complete(command)
 
     def completed(self, reply: OutboxPublishCommand) -> OutboxPublishCommand:
         """A handler's *reply* on its way to this publisher's queue, wherever else it goes."""
         reply.destination = ""
         reply.standalone = True
-        return self._complete(reply)
+        return self._complete(OutboxPublishCommand.from_cmd(reply, batch=self.batch))
 
     def _complete(self, command: OutboxPublishCommand) -> OutboxPublishCommand:
         command.destination = command.destination or self.queue
@@ -103,7 +116,9 @@ class OutboxPublisher(PublisherUsecase):
             command.headers = {**self.headers, **command.headers}
         if command.key is None:
             command.key = self.key
-        command.priority = command.priority or self.priority
+        if "priority" not in command.given:
+            command.priority = self.priority
+        command.reply_to = command.reply_to or self.reply_to
         return command
 
 

@@ -85,19 +85,27 @@ class OutboxRegistrator(Registrator[Any, OutboxBrokerConfig]):
         headers: dict[str, str] | None = None,
         key: str | None = None,
         priority: int = 0,
+        reply_to: str = "",
+        batch: bool = False,
         persistent: bool = True,
         title: str | None = None,
         description: str | None = None,
         schema: Any = None,
         include_in_schema: bool = True,
     ) -> OutboxPublisher:
-        """A publisher to one queue; decorate a handler with it to publish what the handler returns."""
+        """A publisher to one queue; decorate a handler with it to publish what the handler returns.
+
+        *headers*, *key*, *priority* and *reply_to* stand where a publish gives none. *batch*: of a list or tuple that the
+        handler returns, each item is a message, all of them in one statement; None and an empty one publish nothing.
+        """
         config = OutboxPublisherConfig(
             _outer_config=self.config,  # type: ignore[arg-type]  # a composition that answers for the config
             queue=queue,
             headers=headers or {},
             key=key,
             priority=priority,
+            reply_to=reply_to,
+            batch=batch,
         )
         specification = OutboxPublisherSpecification(
             self.config,

@@ -88,7 +88,9 @@ class Replies:
                 answer = ReplyPublisher(cast("OutboxProducer", ours.producer), message.reply_to)
                 yield answer.patch_command(response.as_publish_command()), ours
             for publisher in self._stacked_on(call):
-                yield publisher.completed(response.as_publish_command()), publisher._outer_config
+                command = publisher.completed(response.as_publish_command())
+                if command.batch_bodies:
+                    yield command, publisher._outer_config
             response.published = True
 
     @property

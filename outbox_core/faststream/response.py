@@ -1,6 +1,6 @@
 """A publish on its way through FastStream's middlewares, and a handler's reply that chooses where it goes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from faststream.response import BatchPublishCommand, PublishCommand, PublishType, Response
@@ -25,17 +25,20 @@ class OutboxPublishCommand(BatchPublishCommand):
         **options: Unpack[PublishOptions],
     ) -> None:
         check_options(options)
+        self._emptied = False
         super().__init__(
             body,
             *bodies,
             _publish_type=_publish_type,
             destination=queue,
-            headers=headers,  # type: ignore[arg-type]  # kept as given, so that a wrong type is named to the caller
+            # Middlewares change them, and a caller's mapping is the caller's. What is none is named to the caller later.
+            headers=dict(headers) if isinstance(headers, Mapping) else headers,
             correlation_id=options.get("correlation_id"),
             reply_to=options.get("reply_to", ""),
         )
         self.session = session
         self.standalone = standalone
+        self.given = options.keys()
         self.timeout: float | None = None  # seconds, of a request under a test broker
         self.published = False  # a reply that is a row by now; see `outbox_core.faststream.replies`
         self.message_id = options.get("message_id")
@@ -47,24 +50,33 @@ class OutboxPublishCommand(BatchPublishCommand):
         self.timer_conflict: TimerConflict = options.get("timer_conflict", "ignore")
 
     @property
-    def bodies(self) -> tuple[Any, ...]:
-        """All bodies, None included: it is a body like any other here (JSON null)."""
-        return (self.body, *self.extra_bodies)
+    def batch_bodies(self) -> tuple[Any, ...]:
+        """Every body, None included: it is a body like any other here (JSON null). A middleware may replace them."""
+        return () if self._emptied and self.body is None else (self.body, *self.extra_bodies)
+
+    @batch_bodies.setter
+    def batch_bodies(self, bodies: Sequence[Any]) -> None:
+        self._emptied = not bodies
+        self.body, self.extra_bodies = (bodies[0], tuple(bodies[1:])) if bodies else (None, ())
 
     @classmethod
     def from_cmd(cls, cmd: PublishCommand, *, batch: bool = False) -> "OutboxPublishCommand":
-        if isinstance(cmd, cls):
-            return cmd
-        body, bodies = cls._parse_bodies(cmd.body, batch=batch)
-        return cls(
-            body,
-            *bodies,
-            queue=cmd.destination,
-            headers=cmd.headers,
-            correlation_id=cmd.correlation_id,
-            reply_to=cmd.reply_to,
-            _publish_type=cmd.publish_type,
+        """*cmd* as one of ours; with *batch*, a list or tuple is so many bodies, and None is none."""
+        command = (
+            cmd
+            if isinstance(cmd, cls)
+            else cls(
+                cmd.body,
+                queue=cmd.destination,
+                headers=cmd.headers,
+                correlation_id=cmd.correlation_id,
+                reply_to=cmd.reply_to,
+                _publish_type=cmd.publish_type,
+            )
         )
+        if batch:
+            command.batch_bodies = _several(command.body)
+        return command
 
 
 class OutboxResponse(Response):
@@ -100,3 +112,9 @@ class OutboxResponse(Response):
 
     def get_publish_key(self) -> str | None:
         return self.options.get("key")
+
+
+def _several(body: Any) -> Sequence[Any]:
+    if body is None:
+        return ()
+    return body if isinstance(body, Sequence) and not isinstance(body, str | bytes | bytearray) else (body,)

@@ -1,7 +1,7 @@
 """Endpoints collected without a broker, to be included into one, with a prefix if wanted."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
 from faststream.middlewares import AckPolicy
 
@@ -29,8 +29,26 @@ class RouteOptions(SubscriberOptions, total=False):
     include_in_schema: bool
 
 
+class PublisherOptions(TypedDict, total=False):
+    """The keyword arguments of `router.publisher`."""
+
+    headers: dict[str, str] | None
+    key: str | None
+    priority: int
+    reply_to: str
+    batch: bool
+    persistent: bool
+    title: str | None
+    description: str | None
+    schema: Any
+    include_in_schema: bool
+
+
 class OutboxPublisherArgs(ArgsContainer):
     """A publisher of an `OutboxRoute`, as arguments of `router.publisher`."""
+
+    def __init__(self, queue: str, **options: Unpack[PublisherOptions]) -> None:
+        super().__init__(queue, **options)
 
 
 class OutboxRoute(SubscriberRoute):

@@ -77,6 +77,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         self._consumer: Consumer | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._transaction: Transaction | None = None
+        self._built = 0  # handlers that are ready to be called
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -137,6 +138,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         bind = () if injection is None else (injection.bind,)
         self._call_decorators = (*bind, self._publish_replies_inside, *self._config.call_decorators)
         super()._build_fastdepends_model()
+        self._built = len(self.calls)
         for call in self.calls:  # called as a plain function, a handler is what its author wrote
             call.handler._composed_call = call.handler._declared_call
         if injection is not None and self._config.transactional:
@@ -160,6 +162,8 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
     async def process_message(self, msg: Any) -> Response:
         """Upstream's pipeline, and what it means for the message."""
         deliveries: Sequence[Delivery] = msg if self.options.batch else (msg,)
+        if len(self.calls) != self._built:  # a handler was added since the start
+            self._build_fastdepends_model()
         try:
             response = await super().process_message(msg)
         except HandlerException as raised:

@@ -28,17 +28,17 @@ async def test_nested_routers_share_the_connection_of_the_outermost(both: Place)
         handled.put_nowait(f"child {body}")
         return "from the child"
 
+    @grandchild.get("/")
+    async def index(broker: OutboxBroker) -> bool:
+        await broker.publish("a route's", "root")
+        return broker is root.broker
+
     child.include_router(grandchild)
     root.include_router(child)
 
     @grandchild.subscriber("grandchild")  # after it was included
     async def on_grandchild(body: str) -> None:
         handled.put_nowait(f"grandchild {body}")
-
-    @grandchild.get("/")
-    async def index(broker: OutboxBroker) -> bool:
-        await broker.publish("a route's", "root")
-        return broker is root.broker
 
     assert child.broker is root.broker
     assert grandchild.broker is root.broker
@@ -68,11 +68,12 @@ async def test_hooks_and_lifespans_of_nested_routers_run_once(place: Place) -> N
     for router, name in ((root, "root"), (child, "child")):
         router.after_startup(lambda app, name=name: order.append(f"started {name}"))
         router.on_broker_shutdown(lambda app, name=name: order.append(f"stopping {name}"))
-    root.include_router(child)
 
     @child.get("/")
     async def index(request: Request) -> list[bool]:
         return [request.state.root, request.state.child]
+
+    root.include_router(child)
 
     app = FastAPI(lifespan=root.lifespan_context)
     app.include_router(root)

@@ -96,6 +96,44 @@ async def test_reject_on_error_buries_at_the_first_failure(place: Place, where: 
         await until(lambda: graves(place), [("rejected", "ValueError: 7", 1)])
 
 
+@pytest.mark.parametrize("where", ["broker", "router", "router over broker", "outer router"])
+@pytest.mark.parametrize(
+    ("policy", "rows", "buried"),
+    [
+        (AckPolicy.NACK_ON_ERROR, [(1, 1, False)], []),
+        (AckPolicy.REJECT_ON_ERROR, [], [("rejected", "ValueError: 7", 1)]),
+        (AckPolicy.ACK, [], [("rejected", "ValueError: 7", 1)]),
+        (AckPolicy.MANUAL, [(1, 1, False)], []),
+        (AckPolicy.ACK_FIRST, [], []),
+    ],
+    ids=str,
+)
+async def test_every_policy_holds_for_all_subscribers_below_it(
+    place: Place, policy: AckPolicy, where: str, rows: list[Any], buried: list[Any]
+) -> None:
+    other = AckPolicy.REJECT_ON_ERROR if policy is AckPolicy.NACK_ON_ERROR else AckPolicy.NACK_ON_ERROR
+    of_broker = {"broker": {"ack_policy": policy}, "router over broker": {"ack_policy": other}}.get(where, {})
+    broker = place.broker(**of_broker)
+    inner = OutboxRouter(**({"ack_policy": policy} if where.startswith("router") else {}))
+    outer = OutboxRouter(**({"ack_policy": policy} if where == "outer router" else {}))
+    handled = asyncio.Event()
+
+    @inner.subscriber("orders", retry_strategy=LATER)
+    async def handle(body: int) -> None:
+        handled.set()
+        if policy is not AckPolicy.MANUAL:  # which is told by what becomes of a success
+            raise ValueError(body)
+
+    outer.include_router(inner)
+    broker.include_router(outer)
+    async with running(broker):
+        await broker.publish(7, "orders")
+        await handled.wait()
+        await until(lambda: (left(place), graves(place)), (rows, buried))
+
+    assert len(place.rows()) == len(rows)
+
+
 async def test_ack_buries_a_failure_instead_of_deleting_it_unseen(both: Place) -> None:
     broker = both.broker()
 
@@ -194,6 +232,28 @@ async def test_ack_first_is_at_most_once_when_the_handler_is_cut(place: Place) -
         await started.wait()
 
     assert place.rows() == []
+
+
+@pytest.mark.parametrize(
+    "policy", [AckPolicy.NACK_ON_ERROR, AckPolicy.REJECT_ON_ERROR, AckPolicy.ACK, AckPolicy.MANUAL], ids=str
+)
+async def test_a_handler_that_is_cut_by_a_stop_has_not_failed_whatever_its_policy(
+    both: Place, policy: AckPolicy
+) -> None:
+    broker = both.broker(graceful_timeout=0.01)
+    started = asyncio.Event()
+
+    @broker.subscriber("orders", ack_policy=policy)
+    async def handle(body: int) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    async with running(broker):
+        await broker.publish(7, "orders")
+        await started.wait()
+
+    assert [(row.attempts_count, row.acquired_token) for row in both.rows()] == [(0, None)]
+    assert graves(both) == []
 
 
 # Votes raised

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from faststream import FastStream
 from faststream.asgi import AsgiFastStream, make_ping_asgi
+from faststream.security import SASLScram256
 from faststream.specification import AsyncAPI
 from faststream.specification.schema import Tag
 from pydantic import BaseModel
@@ -82,6 +83,113 @@ def test_the_document_describes_the_messages(document: dict[str, Any]) -> None:
     assert schemas["Letter"]["properties"] == {"text": {"title": "Text", "type": "string"}}
     for words in ("New orders", "To customers", "Handle a parcel."):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://app_user:s3cret@db.example.com:6543/shop", "postgresql://db.example.com:6543/shop"),
+        ("postgresql+asyncpg://app_user:s3/cr?t@db.example.com/shop", "postgresql+asyncpg://db.example.com/shop"),
+        ("postgresql://app_user:s3@cret@db.example.com", "postgresql://db.example.com"),
+        ("postgresql://one,two/shop?user=app_user&password=s3cret", "postgresql://one,two/shop"),
+        ("app_user:s3cret@db.example.com:6543", "db.example.com:6543"),
+        ("sqlite:///outbox.db", "sqlite:///outbox.db"),
+        ("outbox.example.com", "outbox.example.com"),
+    ],
+)
+@pytest.mark.parametrize("version", ["2.6.0", "3.0.0"])
+def test_the_document_tells_no_secret_of_the_url_that_it_is_given(url: str, shown: str, version: str) -> None:
+    broker = OutboxBroker(specification_url=url)
+
+    text = AsyncAPI(broker, schema_version=version).to_specification().to_json()
+
+    assert broker.specification.url == [shown]
+    for secret in ("app_user", "s3", "cr?t", "cret"):
+        assert secret not in text
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "3.0.0"])
+def test_security_is_told_as_a_scheme_and_without_its_secrets(version: str) -> None:
+    broker = OutboxBroker(security=SASLScram256(username="app_user", password="s3cret"))
+
+    text = AsyncAPI(broker, schema_version=version).to_specification().to_json()
+
+    assert json.loads(text)["components"]["securitySchemes"] == {"scram256": {"type": "scramSha256"}}
+    assert "app_user" not in text
+    assert "s3cret" not in text
+
+
+def test_the_server_is_described(document: dict[str, Any]) -> None:
+    (server,) = document["servers"].values()
+
+    assert (server["description"], server["protocolVersion"], server["tags"]) == (
+        "Orders of the shop",
+        "1",
+        [{"name": "shop"}],
+    )
+
+
+def test_several_servers_can_be_named() -> None:
+    broker = OutboxBroker(specification_url=["one.example.com", "two.example.com"])
+
+    document = json.loads(AsyncAPI(broker, schema_version="3.0.0").to_specification().to_json())
+
+    assert [server["host"] for server in document["servers"].values()] == ["one.example.com", "two.example.com"]
+
+
+@pytest.mark.parametrize("of_router", [None, True, False])
+@pytest.mark.parametrize("of_include", [None, True, False])
+@pytest.mark.parametrize("of_endpoint", [True, False])
+def test_what_is_left_out_anywhere_is_left_out(
+    of_router: bool | None, of_include: bool | None, of_endpoint: bool
+) -> None:
+    broker, router = OutboxBroker(), OutboxRouter(include_in_schema=of_router)
+
+    @router.subscriber("orders", include_in_schema=of_endpoint)
+    @router.publisher("letters", include_in_schema=of_endpoint)
+    async def handle(body: int) -> int:
+        return body
+
+    broker.include_router(router, include_in_schema=of_include)
+    document = json.loads(AsyncAPI(broker, schema_version="3.0.0").to_specification().to_json())
+
+    shown = ["letters", "orders"] if of_endpoint and False not in (of_router, of_include) else []
+    assert sorted(channel["address"] for channel in document["channels"].values()) == shown
+
+
+def test_publishers_are_described_by_what_their_handlers_return() -> None:
+    broker = OutboxBroker()
+    publisher = broker.publisher("letters")
+    broker.publisher("parcels", schema=Order, title="Parcels")
+
+    @publisher
+    @broker.subscriber("orders")
+    async def handle(order: Order) -> Letter:
+        return Letter(text=str(order.id))
+
+    document = json.loads(AsyncAPI(broker, schema_version="3.0.0").to_specification().to_json())
+
+    sent = [operation for operation in document["operations"].values() if operation["action"] == "send"]
+    messages = {name: message["payload"]["$ref"] for name, message in document["components"]["messages"].items()}
+    assert len(sent) == 2
+    assert sorted(messages.values()) == [
+        "#/components/schemas/Letter",
+        "#/components/schemas/Order",
+        "#/components/schemas/Order",
+    ]
+    assert {"letters:Publisher:Message", "Parcels:Message"} <= messages.keys()
+
+
+def test_a_batch_is_described_as_a_list() -> None:
+    broker = OutboxBroker()
+
+    @broker.subscriber("orders", batch=True)
+    async def handle(orders: list[Order]) -> None: ...
+
+    document = json.loads(AsyncAPI(broker, schema_version="3.0.0").to_specification().to_json())
+
+    (payload,) = [one for name, one in document["components"]["schemas"].items() if name != "Order"]
+    assert (payload["type"], payload["items"]) == ("array", {"$ref": "#/components/schemas/Order"})
 
 
 def test_a_server_can_be_named(document: dict[str, Any]) -> None:

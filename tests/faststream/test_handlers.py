@@ -4,12 +4,15 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from logging import Logger as StandardLogger
 from typing import Annotated, Any
 
 import pytest
 from faststream import Context as UpstreamContext
 from faststream import Depends, FastStream
+from faststream.exceptions import SetupError
 from faststream.message import StreamMessage
 from pydantic import BaseModel, NonNegativeFloat
 
@@ -18,6 +21,8 @@ from outbox_core.faststream import OutboxMessage as CoreMessage
 from outbox_core.faststream.annotations import Context, ContextRepository, Logger, OutboxBroker, OutboxMessage
 from outbox_core.faststream.annotations import FastStream as Application
 from outbox_core.retry import ConstantRetry, NoRetry
+from outbox_sqlalchemy import OutboxBroker as SqlAlchemyBroker
+from outbox_sqlalchemy import OutboxRouter
 from tests.places import Place, running, until
 
 
@@ -130,6 +135,82 @@ async def test_the_fields_of_a_dict_can_be_arguments(place: Place) -> None:
         assert await got.get() == (8, "nobody")
 
 
+async def test_the_items_of_a_list_can_be_arguments(place: Place) -> None:
+    broker = place.broker()
+    got: asyncio.Queue[object] = asyncio.Queue()
+
+    @broker.subscriber("orders")
+    async def handle(first: int, second: int, *rest: tuple[int, ...]) -> None:
+        got.put_nowait((first, second, rest))
+
+    async with running(broker):
+        await broker.publish([1, 2.0, 3.0, "4"], "orders")
+        assert await got.get() == (1, 2, (3, 4))
+
+
+async def test_a_handler_without_parameters_takes_every_message(place: Place) -> None:
+    broker = place.broker()
+    handled: list[None] = []
+
+    @broker.subscriber("orders")
+    async def handle() -> None:
+        handled.append(None)
+
+    async with running(broker):
+        for body in ({"id": 7}, [1, 2], "text", b"bytes", None):
+            await broker.publish(body, "orders")
+        await until(lambda: (len(handled), place.rows()), (5, []))
+
+
+@dataclass
+class Point:
+    x: int
+
+
+NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted", "expected"),
+    [
+        ("hello", str, "hello"),
+        (b"hello", bytes, b"hello"),
+        (1, int, 1),
+        (1, float, 1.0),
+        (1.5, float, 1.5),
+        (False, bool, False),
+        ({"m": 1}, dict[str, int], {"m": 1}),
+        ([1, 2], list[int], [1, 2]),
+        (NOON, datetime, NOON),
+        (Point(1), Point, Point(1)),
+        (Point(1), dict, {"x": 1}),
+        ({"x": 1}, Point, Point(1)),
+        (b'{"x": 1}', Point, Point(1)),
+        (Order(id=1), Order, Order(id=1)),
+        (Order(id=1), dict, {"id": 1, "price": 1.5}),
+        ({"id": 1}, Order, Order(id=1)),
+        (b'{"id": 1}', Order, Order(id=1)),
+    ],
+    ids=repr,
+)
+async def test_a_body_arrives_as_what_the_handler_asks_for(
+    place: Place, body: object, wanted: type, expected: object
+) -> None:
+    broker = place.broker()
+    got: asyncio.Queue[object] = asyncio.Queue()
+
+    async def handle(body: object) -> None:
+        got.put_nowait(body)
+
+    handle.__annotations__["body"] = wanted
+    broker.subscriber("orders")(handle)
+    async with running(broker):
+        await broker.publish(body, "orders")
+        arrived = await got.get()
+
+    assert (arrived, type(arrived)) == (expected, type(expected))
+
+
 async def test_a_body_that_is_not_what_the_handler_wants_is_retried_and_then_buried(place: Place) -> None:
     broker = place.broker()
 
@@ -236,6 +317,23 @@ async def test_an_undecodable_body_does_not_take_its_batch_to_the_grave(both: Pl
     assert [(row.payload, row.failure_reason) for row in graves] == [(b"{", "undecodable")]
 
 
+async def test_a_body_that_is_not_what_the_handler_wants_fails_its_whole_batch(place: Place) -> None:
+    broker = place.broker()
+    got: list[list[Order]] = []
+
+    @broker.subscriber("orders", batch=True, retry_strategy=ConstantRetry(delay_seconds=0.01, max_attempts=2))
+    async def handle(orders: list[Order]) -> None:
+        got.append(orders)
+
+    await broker.publish_batch({"id": 1}, {"id": "one"}, queue="orders")
+    async with running(broker):
+        await until(lambda: len(place.rows(place.tables.dead_letters)), 2)
+
+    assert got == []
+    graves = place.rows(place.tables.dead_letters)
+    assert [(row.failure_reason, row.attempts_count) for row in graves] == [("retry_terminal", 2)] * 2
+
+
 # Several handlers
 
 
@@ -259,11 +357,57 @@ async def test_filters_choose_the_handler(place: Place) -> None:
         await broker.publish(1, "orders", headers={"kind": "new"})
         await broker.publish(2, "orders", headers={"kind": "old"})
         await until(lambda: sorted(got), [("new", 1), ("old", 2)])
-        await broker.publish(3, "orders", headers={"kind": "odd"})
+        await broker.publish({"card": "4111"}, "orders", headers={"kind": "odd"})
         await until(lambda: len(place.rows(place.tables.dead_letters)), 1)
 
     (grave,) = place.rows(place.tables.dead_letters)
-    assert grave.last_exception.startswith("SubscriberNotFound: There is no suitable handler")
+    assert grave.failure_reason == "retry_terminal"
+    assert grave.last_exception == (
+        "SubscriberNotFound: There is no suitable handler for "
+        f"msg=Delivery(id=3, queue='orders', message_id='{grave.message_id}')"
+    )
+
+
+async def test_a_handler_without_a_filter_takes_what_the_others_leave(place: Place) -> None:
+    broker = place.broker()
+    got: list[tuple[str, object]] = []
+    subscriber = broker.subscriber("orders")
+
+    @subscriber(filter=lambda message: message.content_type == "application/json")
+    async def handle_json(body: object) -> None:
+        got.append(("json", body))
+
+    @subscriber
+    async def handle_rest(body: object) -> None:
+        got.append(("rest", body))
+
+    async with running(broker):
+        await broker.publish({"id": 7}, "orders")
+        await broker.publish("text", "orders")
+        await until(lambda: sorted(got), [("json", {"id": 7}), ("rest", "text")])
+
+
+async def test_a_handler_can_be_added_to_a_subscriber_that_runs(place: Place) -> None:
+    broker = place.broker()
+    got: list[tuple[str, int]] = []
+    subscriber = broker.subscriber("orders", persistent=False, retry_strategy=NoRetry())
+
+    @subscriber(filter=lambda message: message.headers.get("kind") == "new")
+    async def first(body: int) -> None:
+        got.append(("first", body))
+
+    async with running(broker):
+        await subscriber.start()
+        await broker.publish(1, "orders", headers={"kind": "new"})
+        await until(lambda: got, [("first", 1)])
+
+        @subscriber
+        async def late(body: int) -> None:
+            got.append(("late", body))
+
+        await broker.publish("2", "orders")
+        await broker.publish(3, "orders", headers={"kind": "new"})
+        await until(lambda: sorted(got), [("first", 1), ("first", 3), ("late", 2)])
 
 
 async def test_one_function_can_serve_several_subscribers(place: Place) -> None:
@@ -482,6 +626,49 @@ async def test_a_message_tells_what_it_is(both: Place) -> None:
     assert message.lease_lost is False
 
 
+def ask_for_message(message: CoreMessage) -> None: ...
+def ask_for_broker(broker: SqlAlchemyBroker) -> None: ...
+def ask_for_either(broker: CoreBroker | None) -> None: ...
+def ask_through_a_dependency(value: Annotated[None, Depends(ask_for_message)]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "argument", "annotation"),
+    [
+        (ask_for_message, "message", "OutboxMessage"),
+        (ask_for_broker, "broker", "OutboxBroker"),
+        (ask_for_either, "broker", "OutboxBroker"),
+        (ask_through_a_dependency, "message", "OutboxMessage"),
+    ],
+)
+async def test_a_class_where_an_annotation_is_meant_is_refused_at_the_start(
+    place: Place, handler: Any, argument: str, annotation: str
+) -> None:
+    broker, router = place.broker(), OutboxRouter()
+    router.subscriber("orders")(handler)
+    broker.include_router(router)
+
+    with pytest.raises(SetupError) as caught:
+        await broker.start()
+
+    assert str(caught.value).startswith(f"`{argument}` ")
+    assert f"instead: `outbox_core.faststream.annotations.{annotation}`" in str(caught.value)
+    assert broker.running is False
+
+
+async def test_without_apply_types_classes_are_not_looked_at(place: Place) -> None:
+    broker = place.broker(apply_types=False)
+    got: list[object] = []
+
+    @broker.subscriber("orders")
+    async def handle(message: CoreMessage) -> None:
+        got.append(message)
+
+    async with running(broker):
+        await broker.publish(7, "orders")
+        await until(lambda: got, [7])
+
+
 # Parsers and decoders
 
 
@@ -517,6 +704,84 @@ async def test_a_custom_parser_can_call_ours(place: Place) -> None:
     async with running(broker):
         await broker.publish(1, "orders")
         await until(lambda: got, ["yes"])
+
+
+async def test_a_synchronous_decoder_of_one_subscriber_leaves_the_others_alone(place: Place) -> None:
+    def decode(message: StreamMessage[Any]) -> object:
+        return json.loads(message.body[::-1])
+
+    broker = place.broker()
+    got: list[tuple[str, object]] = []
+
+    @broker.subscriber("orders", decoder=decode)
+    @broker.subscriber("letters")
+    async def handle(body: object, message: OutboxMessage) -> None:
+        got.append((message.queue, body))
+
+    async with running(broker):
+        await broker.publish([1, 2], "letters")
+        await broker.publish(b"]2,1[", "orders")
+        await until(lambda: sorted(got), [("letters", [1, 2]), ("orders", [1, 2])])
+
+
+async def test_each_handler_of_a_subscriber_may_have_its_own_parser(place: Place) -> None:
+    parsed: list[bytes] = []
+
+    async def parse(delivery: Any, original: Any) -> CoreMessage:
+        message: CoreMessage = await original(delivery)
+        parsed.append(message.body)
+        return message
+
+    broker = place.broker()
+    got: list[tuple[str, object]] = []
+    subscriber = broker.subscriber("orders")
+
+    @subscriber(filter=lambda message: message.content_type == "application/json")
+    async def handle_json(body: object) -> None:
+        got.append(("json", body))
+
+    @subscriber(parser=parse)
+    async def handle_rest(body: object) -> None:
+        got.append(("rest", body))
+
+    async with running(broker):
+        await broker.publish({"id": 7}, "orders")
+        await broker.publish("text", "orders")
+        await until(lambda: sorted(got), [("json", {"id": 7}), ("rest", "text")])
+
+    assert parsed == [b"text"]
+
+
+@pytest.mark.parametrize("where", ["broker", "router", "subscriber"])
+async def test_the_nearest_parser_and_decoder_win(place: Place, where: str) -> None:
+    used: list[str] = []
+
+    def noting(name: str) -> dict[str, Any]:
+        async def parse(delivery: Any, original: Any) -> Any:
+            used.append(f"parser of {name}")
+            return await original(delivery)
+
+        async def decode(message: Any, original: Any) -> Any:
+            used.append(f"decoder of {name}")
+            return await original(message)
+
+        return {"parser": parse, "decoder": decode}
+
+    broker = place.broker(**noting("broker"))
+    router = OutboxRouter(**noting("router") if where in ("router", "subscriber") else {})
+    subscriber = router.subscriber("orders", **noting("subscriber") if where == "subscriber" else {})
+    handled: list[int] = []
+
+    @subscriber
+    async def handle(body: int) -> None:
+        handled.append(body)
+
+    broker.include_router(router)
+    async with running(broker):
+        await broker.publish(1, "orders")
+        await until(lambda: handled, [1])
+
+    assert used == [f"parser of {where}", f"decoder of {where}"]
 
 
 async def test_a_parser_that_fails_is_a_failure(place: Place) -> None:

@@ -87,7 +87,7 @@ async def test_a_dynamic_subscriber_starts_and_stops_beside_a_running_broker(bot
         await broker.publish(2, "letters")
         await broker.publish(3, "orders")
         await until(lambda: got, [("letters", 1), ("orders", 3)])
-        assert [row.payload for row in both.rows()] == [b"2"]
+        await until(lambda: [row.payload for row in both.rows()], [b"2"])
 
         await subscriber.start()
         await until(lambda: got, [("letters", 1), ("orders", 3), ("letters", 2)])
@@ -185,13 +185,13 @@ async def test_a_stop_waits_for_a_subscriber_that_stops_itself(place: Place) -> 
 
 
 @asynccontextmanager
-async def application(broker: OutboxBroker, **hooks: object) -> AsyncIterator[FastStream]:
+async def application(*brokers: OutboxBroker, **hooks: object) -> AsyncIterator[FastStream]:
     """A FastStream application that runs, with the process's signal handlers put back at its end."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    app = FastStream(broker, logger=None, **hooks)  # type: ignore[arg-type]
+    app = FastStream(*brokers, logger=None, **hooks)  # type: ignore[arg-type]
     task = asyncio.create_task(app.run(sleep_time=0.01))
     try:
-        await until(lambda: broker.running, True)
+        await until(lambda: all(broker.running for broker in brokers), True)
         yield app
         app.exit()
         async with asyncio.timeout(5):
@@ -224,6 +224,29 @@ async def test_a_faststream_application_runs_and_stops(both: Place) -> None:
     assert hooks == ["startup", "started", "stopped"]
     await broker.publish(2, "orders")
     assert len(both.rows()) == 1
+
+
+async def test_several_brokers_of_one_application_publish_to_each_other(both: Place) -> None:
+    first, second = both.broker(), both.broker()
+    got: list[tuple[str, int]] = []
+
+    @first.subscriber("orders")
+    @second.subscriber("returns")
+    @second.publisher("letters")
+    async def handle(body: int) -> int:
+        return body + 1
+
+    @first.subscriber("letters")
+    async def collect(body: int, message: OutboxMessage) -> None:
+        got.append((message.queue, body))
+
+    async with application(first, second):
+        await first.publish(1, "orders")
+        await second.publish(2, "returns")
+        await until(lambda: sorted(got), [("letters", 2), ("letters", 3)])
+        await until(both.rows, [])
+
+    assert (first.running, second.running) == (False, False)
 
 
 @pytest.mark.parametrize("raised", [SystemExit, StopApplication])

@@ -3,7 +3,7 @@
 import json
 import logging
 from contextlib import nullcontext
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from fast_depends import Provider
@@ -15,6 +15,7 @@ from faststream.specification.schema import Tag
 
 from outbox_core.errors import UnknownOption
 from outbox_core.faststream.annotations import Context
+from outbox_core.faststream.annotations import OutboxBroker as OurBroker
 from outbox_core.retry import NoRetry
 from outbox_sqlalchemy import OutboxBroker, OutboxResponse, OutboxRouter
 from tests.places import Place, running, until
@@ -135,6 +136,67 @@ async def test_a_codec_that_waits_works_asynchronously(place: Place) -> None:
     await place.broker(codec=Slow()).publish(12, "orders")
 
     assert [row.payload for row in place.rows()] == [b"21"]
+
+
+async def test_a_codec_and_a_decoder_exclude_each_other(place: Place) -> None:
+    async def decode(message: StreamMessage[Any]) -> object:
+        return message.body
+
+    broker = place.broker(codec=Reversed())
+
+    @broker.subscriber("orders", decoder=decode)
+    async def handle(body: object) -> None: ...
+
+    with pytest.raises(ValueError, match="'codec' replaces 'decoder'"):
+        await broker.start()
+
+    assert broker.running is False
+
+
+async def test_a_batch_subscriber_wants_a_codec_that_decodes_batches(place: Place) -> None:
+    class OneByOne:
+        encode = Reversed.encode
+        decode = Reversed.decode
+
+    broker = place.broker(codec=OneByOne())
+
+    @broker.subscriber("orders", batch=True)
+    async def handle(bodies: list[object]) -> None: ...
+
+    with pytest.raises(ValueError, match="codec implementing BatchCodecProto"):
+        await broker.start()
+
+    assert broker.running is False
+
+
+async def test_a_codec_of_a_router_decodes_for_its_subscribers(place: Place) -> None:
+    broker, router = place.broker(), OutboxRouter(codec=Reversed())
+    got: list[object] = []
+
+    @router.subscriber("orders")
+    async def handle(body: dict[str, int]) -> None:
+        got.append(body)
+
+    broker.include_router(router)
+    async with running(broker):
+        await broker.publish(b'}7 :"di"{', "orders")
+        await until(lambda: got, [{"id": 7}])
+
+
+async def test_without_a_serializer_nothing_is_validated_and_all_is_injected(place: Place) -> None:
+    broker = place.broker(serializer=None)
+    got: list[tuple[object, ...]] = []
+
+    def hundred() -> str:
+        return "100"
+
+    @broker.subscriber("orders")
+    async def handle(body: int, value: Annotated[int, Depends(hundred)], its_broker: OurBroker) -> None:
+        got.append((body, value, its_broker))
+
+    async with running(broker):
+        await broker.publish({"x": 1}, "orders")
+        await until(lambda: got, [({"x": 1}, "100", broker)])
 
 
 class Shouting(PydanticSerializer):

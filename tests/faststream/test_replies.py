@@ -123,6 +123,170 @@ async def test_a_reply_keeps_the_correlation_id_and_takes_the_publishers_headers
     assert (row.key, row.priority) == ("k", 4)
 
 
+async def test_a_response_chooses_its_correlation_id_and_headers(place: Place) -> None:
+    broker = place.broker()
+
+    @broker.subscriber("numbers")
+    @broker.publisher("totals")
+    async def add(body: int) -> Response:
+        return Response(body, headers={"custom": "yes"}, correlation_id="own")
+
+    async with running(broker):
+        await broker.publish(1, "numbers", correlation_id="c")
+        await until(lambda: [row.queue for row in place.rows()], ["totals"])
+
+    (row,) = place.rows()
+    assert (row.headers["custom"], row.headers["correlation_id"]) == ("yes", "own")
+
+
+async def test_one_publisher_serves_several_handlers(place: Place) -> None:
+    broker = place.broker()
+    got = collect(broker, "totals")
+    publisher = broker.publisher("totals")
+
+    @publisher
+    @broker.subscriber("numbers")
+    async def add(body: int) -> int:
+        return body + 1
+
+    @broker.subscriber("letters")
+    @publisher
+    def double(body: int) -> int:
+        return body * 2
+
+    async with running(broker):
+        await broker.publish(1, "numbers")
+        await broker.publish(10, "letters")
+        await until(lambda: sorted(got), [("totals", 2), ("totals", 20)])
+
+
+# Publishers as objects
+
+
+async def test_a_publisher_publishes_inside_a_handler_and_needs_no_start(place: Place) -> None:
+    broker = place.broker()
+    publisher = broker.publisher("totals")
+
+    @broker.subscriber("numbers")
+    async def add(body: int) -> None:
+        await publisher.publish(body + 1)
+
+    await publisher.publish("before the start")
+    async with running(broker):
+        await broker.publish(1, "numbers")
+        await until(lambda: [row.payload for row in place.rows()], [b"before the start", b"2"])
+        await broker.publisher("totals", persistent=False).publish("made while it runs")
+
+    assert [row.payload for row in place.rows()][2:] == [b"made while it runs"]
+
+
+async def test_what_a_call_gives_wins_over_what_the_publisher_has(place: Place) -> None:
+    broker = place.broker()
+    publisher = broker.publisher(
+        "totals", headers={"from": "publisher", "kind": "total"}, key="k", priority=3, reply_to="answers"
+    )
+
+    await publisher.publish(1)
+    await publisher.publish(2, headers={"from": "call"}, key="own", priority=0, reply_to="mine")
+    await publisher.publish(3, "elsewhere")
+
+    def written(row: Any) -> tuple[Any, ...]:
+        return row.queue, row.headers["from"], row.headers["kind"], row.key, row.priority, row.headers["reply_to"]
+
+    assert [written(row) for row in place.rows()] == [
+        ("totals", "publisher", "total", "k", 3, "answers"),
+        ("totals", "call", "total", "own", 0, "mine"),
+        ("elsewhere", "publisher", "total", "k", 3, "answers"),
+    ]
+
+
+async def test_a_responses_priority_wins_over_the_publishers(place: Place) -> None:
+    broker = place.broker()
+
+    @broker.subscriber("numbers")
+    @broker.publisher("totals", priority=3)
+    async def add(body: int) -> OutboxResponse:
+        return OutboxResponse(body, priority=0)
+
+    async with running(broker):
+        await broker.publish(1, "numbers")
+        await until(lambda: [(row.queue, row.priority) for row in place.rows()], [("totals", 0)])
+
+
+async def test_answers_go_where_the_publisher_says(place: Place) -> None:
+    broker = place.broker()
+    got = collect(broker, "answers")
+    publisher = broker.publisher("questions", reply_to="answers")
+
+    @broker.subscriber("questions")
+    async def answer(body: int) -> int:
+        return body + 1
+
+    async with running(broker):
+        await publisher.publish(1)
+        await until(lambda: got, [("answers", 2)])
+
+
+# Publishers of batches
+
+
+@pytest.mark.parametrize(
+    ("returned", "published"),
+    [
+        ([1, 2, None], [b"1", b"2", b"null"]),
+        ((0,), [b"0"]),
+        ("text", [b"text"]),
+        (b"bytes", [b"bytes"]),
+        ({"id": 1}, [b'{"id":1}']),
+        ([], []),
+        (None, []),
+    ],
+)
+@pytest.mark.parametrize("kind", ["plain", "response", "in a session"])
+async def test_each_item_of_what_a_handler_returns_is_a_message(
+    place: Place, returned: object, published: list[bytes], kind: str
+) -> None:
+    broker = place.broker()
+    seen: list[str] = []
+
+    class Note(BaseMiddleware):
+        async def publish_scope(
+            self, call_next: Callable[[PublishCommand], Awaitable[Any]], cmd: PublishCommand
+        ) -> Any:
+            seen.append(cmd.destination)
+            return await call_next(cmd)
+
+    broker.add_middleware(Note)
+
+    @broker.subscriber("orders", transactional=kind == "in a session")
+    @broker.publisher("parcels", batch=True, headers={"from": "orders"})
+    async def split(body: int, message: OutboxMessage) -> object:
+        session = message.session
+        return returned if kind == "plain" else OutboxResponse(returned, session=session)
+
+    await place.broker().publish(1, "orders")
+    async with running(broker):
+        await until(lambda: [row.queue for row in place.rows()], ["parcels"] * len(published))
+
+    assert [(row.payload, row.headers["from"]) for row in place.rows()] == [(body, "orders") for body in published]
+    assert seen == (["parcels"] if published else [])
+
+
+async def test_a_batch_of_replies_is_published_whole_or_not_at_all(place: Place) -> None:
+    broker = place.broker()
+
+    @broker.subscriber("orders", retry_strategy=NoRetry())
+    @broker.publisher("parcels", batch=True)
+    async def split(body: int) -> list[object]:
+        return [1, object()]
+
+    async with running(broker):
+        await broker.publish(1, "orders")
+        await until(lambda: len(place.rows(place.tables.dead_letters)), 1)
+
+    assert place.rows() == []
+
+
 async def test_a_failed_handler_replies_nothing(place: Place) -> None:
     broker = place.broker()
 
