@@ -28,6 +28,9 @@ from outbox_core.options import ConsumerOptions
 from outbox_django import signals
 from outbox_django.management.commands import outbox_worker
 from outbox_django.settings import OutboxSettings
+from outbox_fastapi import OutboxRouter
+from outbox_fastapi import errors as fastapi_errors
+from outbox_fastapi.responses import ResponseOptions
 from outbox_sqlalchemy import OutboxBroker
 from tests.pages import PAGES, ROOT, examples, files_of
 
@@ -220,6 +223,20 @@ def test_the_django_page_names_every_signal() -> None:
     assert {name for name, value in vars(signals).items() if isinstance(value, Signal)} <= documented(
         REFERENCE / "django.md"
     )
+
+
+def test_the_fastapi_page_names_every_argument_of_the_router_and_its_subscriber() -> None:
+    every = arguments(OutboxRouter.__init__) | set(ResponseOptions.__annotations__)
+    assert every <= documented(REFERENCE / "fastapi.md")
+
+
+def test_the_fastapi_page_names_every_error() -> None:
+    errors = {
+        name
+        for name, value in vars(fastapi_errors).items()
+        if getattr(value, "__module__", "") == fastapi_errors.__name__
+    }
+    assert errors <= documented(REFERENCE / "fastapi.md")
 
 
 def test_the_page_on_workers_names_every_option_of_the_command() -> None:
