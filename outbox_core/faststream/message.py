@@ -49,7 +49,7 @@ class OutboxMessage(StreamMessage[Any]):
     @property
     def deliveries(self) -> int:
         """How often a handler was started for this message, this time included (AMQP's delivery-count plus one)."""
-        return self._first.deliveries + (0 if self._first.begun else 1)
+        return self._first.deliveries + 1
 
     @property
     def session(self) -> Any:
