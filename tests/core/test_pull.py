@@ -10,7 +10,7 @@ from outbox_core.message import Delivery
 from outbox_core.outcome import Ack
 from outbox_core.store import Band, Want
 from outbox_core.worker import Worker
-from tests.contract.harness import pulled, puller, until, vote
+from tests.contract.harness import consumer, pulled, puller, until, vote
 from tests.core.faults import FaultyLink, FaultyStore
 
 
@@ -20,6 +20,7 @@ class SlowStore(FaultyStore):
     def __init__(self) -> None:
         super().__init__()
         self.claimed, self.answer = asyncio.Event(), asyncio.Event()
+        self.looks = 0
 
     async def connect(self) -> "SlowLink":
         return SlowLink(self)
@@ -31,6 +32,7 @@ class SlowLink(FaultyLink):
         self._slow = store
 
     async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
+        self._slow.looks += 1
         deliveries = await super().claim(wants, total=total, lease=lease)
         if deliveries:
             self._slow.claimed.set()
@@ -54,6 +56,9 @@ async def worker(store: SlowStore) -> AsyncIterator[Worker]:
 
 async def publish(store: FaultyStore, *bodies: str) -> None:
     await store.insert([compose(body, "orders") for body in bodies], None)
+
+
+async def do_nothing(delivery: Delivery) -> None: ...
 
 
 async def is_given_back(store: FaultyStore) -> bool:
@@ -168,3 +173,31 @@ async def test_a_suspect_whose_lease_is_lost_in_the_queue_makes_room_for_another
 
     async with asyncio.timeout(5):
         assert (await waiting).payload == b"third"
+
+
+async def test_who_asks_while_a_message_is_being_given_back_does_not_sleep_past_it(
+    store: SlowStore, worker: Worker
+) -> None:
+    its = puller(min_fetch_interval=60.0, max_fetch_interval=60.0)
+    worker.add(its)
+    store.latency = 0.2
+    await publish(store, "a")
+    assert await its.pull(0.05) is None
+    store.answer.set()
+    await until(lambda: ("settle", ["a"]) in store.calls)
+
+    async with asyncio.timeout(5):
+        assert (await pulled(its)).payload == b"a"
+
+
+async def test_publishes_for_whom_nobody_waits_do_not_wake_the_others(store: SlowStore, worker: Worker) -> None:
+    its = puller(min_fetch_interval=60.0, max_fetch_interval=60.0)
+    worker.add(its)
+    worker.add(consumer(do_nothing, "mails", min_fetch_interval=60.0, max_fetch_interval=60.0))
+    await until(lambda: worker._claimer._armed == "armed" and store.looks == 2)
+
+    for _ in range(5):
+        await publish(store, "a")
+        await asyncio.sleep(0.02)
+
+    assert store.looks == 2
