@@ -1,10 +1,12 @@
 """The outbox without any framework: one table, its statements, claiming, dispatch and settlement.
 
-Read in this order: schema, message, outcome, store (the port), envelope, dispatch, worker with claimer, slots and settler.
+Read in this order: schema, message, outcome, store (the port), envelope, dispatch, worker with claimer, slots, pull and
+settler.
 """
 
 from outbox_core.errors import (
     CannotEncode,
+    CannotPull,
     DatabaseUnavailable,
     InvalidMessage,
     InvalidName,
@@ -24,6 +26,7 @@ from outbox_core.retry import ConstantRetry, ExponentialRetry, LinearRetry, NoRe
 
 __all__ = [
     "CannotEncode",
+    "CannotPull",
     "ConstantRetry",
     "DatabaseUnavailable",
     "ExponentialRetry",

@@ -1,7 +1,7 @@
 """How much is claimed, from which queue, and when to look again.
 
-    room in the slots --plan--> wants --claim--> deliveries --> buffers
-                                              \\--nothing--> linger | arm | sleep until due, told or polled
+    room of the claimants --plan--> wants --claim--> deliveries --> claimants
+                                                  \\--nothing--> linger | arm | sleep until due, told or polled
 
 While messages come quickly the claimer looks every few milliseconds and publishers notify nobody; when they stop coming
 it arms the queues, looks once more, and sleeps until a publisher notifies, a scheduled message becomes due, or the poll
@@ -16,12 +16,12 @@ from functools import partial
 from math import ceil
 from time import monotonic
 
+from outbox_core.claimant import Claimant
 from outbox_core.events import Claimed, Observer
 from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
 from outbox_core.outcome import Release
 from outbox_core.settler import Settler
-from outbox_core.slots import Consumer
 from outbox_core.store import Armed, Band, Link, Survey, Want
 from outbox_core.waiting import within
 
@@ -36,13 +36,13 @@ MAX_UNSETTLED = 5_000  # outcomes; more would only wait for the database
 
 
 class Claimer:
-    """Keeps the consumers' buffers filled, with one statement for all queues at a time."""
+    """Gives the claimants what they have room for, with one statement for all queues at a time."""
 
     def __init__(self, keeper: LinkKeeper, settler: Settler, *, observe: Observer) -> None:
         self._keeper = keeper
         self._settler = settler
         self._observe = observe
-        self._consumers: dict[str, Consumer] = {}
+        self._claimants: dict[str, Claimant] = {}
         self._wake = asyncio.Event()
         self._stopping = False
         self._bands: dict[str, list[int]] = {}
@@ -51,32 +51,30 @@ class Claimer:
         self._hot: set[str] = set()
         self._turn = 0
         self._surveyed = 0.0
+        self._known: frozenset[str] = frozenset()  # the queues that were surveyed
         self._due_in: float | None = None
         self._found_at = 0.0
         self._found_before = 0.0
         self._armed: Armed | None = None
+        self._armed_for: tuple[str, ...] = ()
         self._poll = 0.0
         self.listening: Callable[[], bool] = lambda: False
         self._asking: list[asyncio.Future[None]] = []  # who waits for `exhausted`
 
     # Who wants messages
 
-    def add(self, consumer: Consumer) -> None:
-        for queue in consumer.options.queues:
-            self._consumers[queue] = consumer
-            self._bands[queue] = [0]
-        self._surveyed = 0.0
-        self._armed = None
+    def add(self, claimant: Claimant) -> None:
+        self._claimants |= dict.fromkeys(claimant.options.queues, claimant)
+        self._known -= {*claimant.options.queues}
         self._wake.set()
 
-    def remove(self, consumer: Consumer) -> None:
-        for queue in consumer.options.queues:
-            self._consumers.pop(queue, None)
-        self._armed = None
+    def remove(self, claimant: Claimant) -> None:
+        for queue in claimant.options.queues:
+            self._claimants.pop(queue, None)
 
     @property
     def queues(self) -> tuple[str, ...]:
-        return tuple(self._consumers)
+        return tuple(self._claimants)
 
     def nudge(self) -> None:
         """There is room, or something was published."""
@@ -84,10 +82,11 @@ class Claimer:
 
     def heard(self, queue: str) -> None:
         """A publisher notified."""
-        consumer = self._consumers.get(queue)
-        if consumer is not None:
-            consumer.more = True
-            self._wake.set()
+        claimant = self._claimants.get(queue)
+        if claimant is not None:
+            claimant.more = True
+            if claimant.wants_more():
+                self._wake.set()
 
     async def exhausted(self) -> None:
         """Return once a look that began after this call, with empty hands, has found nothing due; or at the end."""
@@ -129,25 +128,26 @@ class Claimer:
 
     async def _look(self) -> None:
         asking = [*self._asking] if self._settler.idle else []
-        if asking or monotonic() - self._surveyed >= SURVEY_EVERY:  # they ask for priorities that are new, too
+        if asking or self._knows_little():  # they ask for priorities that are new, too
             await self._survey()
-        hungry = [consumer for consumer in self._each_consumer() if consumer.wants_more()]
+        attended = self._attended()
+        hungry = [claimant for claimant in attended if claimant.wants_more()]
         if not hungry or self._settler.unsettled > MAX_UNSETTLED:
-            if not self._consumers:
+            if not attended:
                 self._answer(asking)
             await self._disarm()
-            for consumer in self._each_consumer():  # nobody tells us of messages, so a free slot has to ask
-                consumer.more = True
+            for claimant in attended:  # nobody tells us of messages, so a free slot has to ask
+                claimant.more = True
             await self._wait(SURVEY_EVERY)
             return
-        everyone = len(hungry) == len(self._each_consumer())
+        everyone = len(hungry) == len(attended)
         found = await self._claim(hungry)
-        if everyone and not found and not any(consumer.more for consumer in hungry):
+        if everyone and not found and not any(claimant.more for claimant in hungry):
             self._answer(asking)
         if found:
             self._found_before, self._found_at = self._found_at, monotonic()
             self._poll = 0.0
-        if not any(consumer.more for consumer in hungry) and not self._stopping:
+        if not any(claimant.more for claimant in hungry) and not self._stopping:
             await self._rest(hungry)
 
     def _answer(self, asking: Sequence[asyncio.Future[None]]) -> None:
@@ -157,15 +157,21 @@ class Claimer:
                 asked.set_result(None)
         self._asking = [asked for asked in self._asking if not asked.done()]
 
-    def _each_consumer(self) -> list[Consumer]:
-        return list(dict.fromkeys(self._consumers.values()))
+    def _attended(self) -> list[Claimant]:
+        return [claimant for claimant in dict.fromkeys(self._claimants.values()) if claimant.attended]
+
+    def _attended_queues(self) -> tuple[str, ...]:
+        return tuple(queue for queue, claimant in self._claimants.items() if claimant.attended)
 
     # Looking
 
+    def _knows_little(self) -> bool:
+        """Whether the last survey is old, or queues were not part of it, which may be paused or have priorities."""
+        return monotonic() - self._surveyed >= SURVEY_EVERY or not self._known.issuperset(self._attended_queues())
+
     async def _survey(self) -> None:
-        survey = await self._survey_all()
-        self._surveyed = monotonic()
-        bands: dict[str, list[int]] = {queue: [0] for queue in self._consumers}
+        survey = await self._survey_attended()
+        bands: dict[str, list[int]] = {queue: [0] for queue in self._known}
         for band in survey.bands:
             if band.queue in bands and band.priority not in bands[band.queue]:
                 bands[band.queue].append(band.priority)
@@ -173,30 +179,31 @@ class Claimer:
         self._paused, self._due_in = survey.paused, survey.due_in
         self._since.clear()
 
-    async def _survey_all(self) -> Survey:
-        """Again if a consumer came meanwhile, whose queues may be paused or have priorities."""
+    async def _survey_attended(self) -> Survey:
+        """Again if somebody came meanwhile whose queues were not part of it."""
         while True:
-            queues = self.queues
+            queues = self._attended_queues()
             survey = await self._keeper.call(partial(_survey, queues))
-            if queues == self.queues:
+            self._surveyed, self._known = monotonic(), frozenset(queues)
+            if not self._knows_little():
                 return survey
 
-    async def _claim(self, hungry: Sequence[Consumer]) -> int:
+    async def _claim(self, hungry: Sequence[Claimant]) -> int:
         found = 0
         if self._settler.leases_unwatched():  # or this worker would claim its own messages again
             await self._settler.catch_up()
-        for lease in sorted({consumer.options.lease_ttl_seconds for consumer in hungry}):
-            group = [consumer for consumer in hungry if consumer.options.lease_ttl_seconds == lease]
+        for lease in sorted({claimant.options.lease_ttl_seconds for claimant in hungry}):
+            group = [claimant for claimant in hungry if claimant.options.lease_ttl_seconds == lease]
             found += await self._claim_group(group, lease)
         return found
 
-    async def _claim_group(self, group: Sequence[Consumer], lease: float) -> int:
+    async def _claim_group(self, group: Sequence[Claimant], lease: float) -> int:
         wants = self._plan(group)
         if not wants:
-            for consumer in group:
-                consumer.more = False
+            for claimant in group:
+                claimant.more = False
             return 0
-        total = sum(consumer.room() for consumer in group)
+        total = sum(claimant.room() for claimant in group)
         sent = monotonic()
         deliveries = await self._keeper.call(lambda link: link.claim(wants, total=total, lease=lease))
         self._settler.hold(deliveries, lease=lease, since=sent)
@@ -206,25 +213,25 @@ class Claimer:
             self._observe(Claimed(len(deliveries), monotonic() - sent))
         return len(deliveries)
 
-    def _plan(self, group: Sequence[Consumer]) -> list[Want]:
-        """Wants that share each consumer's room among its queues: none can take it all while others have messages.
+    def _plan(self, group: Sequence[Claimant]) -> list[Want]:
+        """Wants that share each claimant's room among its queues: none can take it all while others have messages.
 
         Quiet queues are asked first, since they give little; the hot ones take turns.
         """
         wants = []
         self._turn += 1
-        for consumer in group:
-            queues = [queue for queue in consumer.options.queues if queue not in self._paused]
+        for claimant in group:
+            queues = [queue for queue in claimant.options.queues if queue not in self._paused]
             hot = [queue for queue in queues if queue in self._hot]
             turn = self._turn % len(hot) if hot else 0
-            share = max(1, ceil(consumer.room() / max(1, len(hot))))
+            share = max(1, ceil(claimant.room() / max(1, len(hot))))
             for queue in [*(queue for queue in queues if queue not in self._hot), *hot[turn:], *hot[:turn]]:
                 for priority in self._bands.get(queue, [0]):
                     band = Band(queue, priority)
                     wants.append(Want(band, share, self._since.get(band)))
         return wants
 
-    def _learn(self, wants: Sequence[Want], deliveries: Sequence[Delivery], group: Sequence[Consumer]) -> None:
+    def _learn(self, wants: Sequence[Want], deliveries: Sequence[Delivery], group: Sequence[Claimant]) -> None:
         """Remember which bands had as much as they were asked for, and where their next claim may start."""
         by_band: dict[Band, list[Delivery]] = {}
         for delivery in deliveries:
@@ -236,23 +243,23 @@ class Claimer:
             elif self._since.pop(want.band, None) is not None:
                 full.add(want.band)  # it came back short from above the mark; something may lie below
         self._hot = {band.queue for band in by_band} | {band.queue for band in full}
-        for consumer in group:
-            consumer.more = any(band.queue in consumer.options.queues for band in full)
+        for claimant in group:
+            claimant.more = any(band.queue in claimant.options.queues for band in full)
 
     def _hand_out(self, deliveries: Sequence[Delivery]) -> None:
-        by_consumer: dict[Consumer, list[Delivery]] = {}
+        by_claimant: dict[Claimant, list[Delivery]] = {}
         for delivery in deliveries:
-            consumer = self._consumers.get(delivery.queue)
-            if consumer is None:  # removed while the claim was on its way
+            claimant = self._claimants.get(delivery.queue)
+            if claimant is None:  # removed while the claim was on its way
                 self._settler.put(delivery, Release())
             else:
-                by_consumer.setdefault(consumer, []).append(delivery)
-        for consumer, its in by_consumer.items():
-            consumer.add(its)
+                by_claimant.setdefault(claimant, []).append(delivery)
+        for claimant, its in by_claimant.items():
+            claimant.add(its)
 
     # Resting
 
-    async def _rest(self, hungry: Sequence[Consumer]) -> None:
+    async def _rest(self, hungry: Sequence[Claimant]) -> None:
         """Nothing more is there for now: glance, or arm and look once more, or sleep."""
         now = monotonic()
         if not self.listening():
@@ -260,7 +267,7 @@ class Claimer:
         elif self._busy(now):
             await self._disarm()
             await self._wait(GLANCE)
-        elif self._armed is None:
+        elif self._armed is None or self._armed_for != self._attended_queues():
             await self._arm()
         else:
             await self._sleep_armed(hungry)
@@ -272,7 +279,8 @@ class Claimer:
         return self._armed is None or self._found_at - self._found_before <= QUIET
 
     async def _arm(self) -> None:
-        self._armed = await self._keeper.call(lambda link: link.arm(self.queues))
+        queues = self._armed_for = self._attended_queues()
+        self._armed = await self._keeper.call(lambda link: link.arm(queues))
         if self._armed == "publishing":
             self._armed = None
             await self._wait(PUBLISHING_PAUSE)
@@ -282,13 +290,13 @@ class Claimer:
         if self._armed is None:
             return
         self._armed = None
-        for consumer in self._each_consumer():
-            consumer.more = True
+        for claimant in self._attended():
+            claimant.more = True
         await self._keeper.call(lambda link: link.disarm())
 
-    async def _sleep_armed(self, hungry: Sequence[Consumer]) -> None:
+    async def _sleep_armed(self, hungry: Sequence[Claimant]) -> None:
         await self._survey()
-        longest = self._until_due(min(consumer.options.max_fetch_interval for consumer in hungry))
+        longest = self._until_due(min(claimant.options.max_fetch_interval for claimant in hungry))
         if self._armed == "armed":
             await self._wait(longest)
             return
@@ -298,11 +306,11 @@ class Claimer:
                 return
             await self._arm()
 
-    async def _sleep_polling(self, hungry: Sequence[Consumer], now: float) -> None:
+    async def _sleep_polling(self, hungry: Sequence[Claimant], now: float) -> None:
         if now - self._surveyed > GLANCE:
             await self._survey()
-        shortest = min(consumer.options.min_fetch_interval for consumer in hungry)
-        longest = min(consumer.options.max_fetch_interval for consumer in hungry)
+        shortest = min(claimant.options.min_fetch_interval for claimant in hungry)
+        longest = min(claimant.options.max_fetch_interval for claimant in hungry)
         self._poll = min(max(self._poll * 2, shortest), longest)
         await self._wait(self._until_due(self._poll))
 

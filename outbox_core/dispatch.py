@@ -3,6 +3,7 @@
 vote | exception | neither  --decide-->  Ack | Retry | DeadLetter
 """
 
+import logging
 from datetime import timedelta
 from math import isnan
 from typing import Literal, TypeAlias
@@ -13,9 +14,12 @@ from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import Ack, DeadLetter, Nack, Outcome, Reject, Release, Retry, Snooze
 from outbox_core.retry import MAX_DELAY_SECONDS
 
+logger = logging.getLogger("outbox")
+
 Silence: TypeAlias = Literal["ack", "retry"]
 
 MAX_ERROR_CHARACTERS = 8_192
+UNDECIDED_DELAY = 60.0  # seconds until a message is tried again whose retry strategy failed
 
 
 def decide(
@@ -47,6 +51,27 @@ def decide(
             return Ack()
         case None:
             return _after_failure(delivery, error, options, seconds, None)
+
+
+def decide_anyway(
+    delivery: Delivery,
+    error: BaseException | None,
+    options: ConsumerOptions,
+    *,
+    seconds: float,
+    silence: Silence = "ack",
+) -> Outcome:
+    """What `decide` says, or a late retry: a user's retry strategy may raise, or answer with what is no delay."""
+    try:
+        return decide(delivery, error, options, seconds=seconds, silence=silence)
+    except Exception:
+        logger.exception(
+            "the retry strategy of %r failed; message %s is tried again in %g s",
+            options.queues,
+            delivery.id,
+            UNDECIDED_DELAY,
+        )
+        return Retry(UNDECIDED_DELAY)
 
 
 def refuse(delivery: Delivery, options: ConsumerOptions) -> Outcome | None:

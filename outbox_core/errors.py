@@ -63,6 +63,10 @@ class NotStarted(OutboxError, RuntimeError):
     """An operation that needs an engine, or a started broker."""
 
 
+class CannotPull(OutboxError, RuntimeError):
+    """A subscriber that hands out no messages, because its handlers get them, or nobody keeps any."""
+
+
 # The message's fault: retrying cannot help.
 
 

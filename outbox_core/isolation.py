@@ -1,8 +1,8 @@
 """How a suspect comes to run alone in its process (docs/decisions/0003-who-is-blamed.md)."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from outbox_core.waiting import within
 
@@ -47,7 +47,17 @@ class Isolation:
             self._idle.set()
 
     @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Meanwhile no other suspect begins; everybody else goes on."""
+        await self._turn.acquire()
+        with ExitStack() as turn:
+            turn.callback(self._turn.release)
+            with self._trusted(turn):
+                yield
+
+    @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
+        """Meanwhile nothing else runs."""
         await self._turn.acquire()
         with ExitStack() as turn:  # closed by whatever comes first: the end, or the end of the patience
             turn.callback(self._turn.release)
@@ -56,8 +66,14 @@ class Isolation:
             await within(self._patience, self._idle.wait())
             self.enter()
             turn.callback(self.leave)
-            trust = asyncio.get_running_loop().call_later(self._patience, turn.close)
-            try:
+            with self._trusted(turn):
                 yield
-            finally:
-                trust.cancel()
+
+    @contextmanager
+    def _trusted(self, turn: ExitStack) -> Iterator[None]:
+        """End *turn* when the patience is at its end."""
+        trust = asyncio.get_running_loop().call_later(self._patience, turn.close)
+        try:
+            yield
+        finally:
+            trust.cancel()

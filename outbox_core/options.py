@@ -90,6 +90,13 @@ class ConsumerOptions:
         return cls(queues=names, **given)  # type: ignore[arg-type]  # the TypedDict lists the same types
 
 
+def check_timeout(value: float | None) -> float | None:
+    """*value* if one can wait so long; None is for ever."""
+    if value is not None:
+        _check_seconds("timeout", value, 0.001, 86_400.0)
+    return value
+
+
 def check_max_workers(value: int) -> int:
     """*value* if so many handlers can run at once."""
     _check_int("max_workers", value, 1, MAX_WORKERS)

@@ -16,7 +16,7 @@ from time import monotonic
 from outbox_core.events import DeadLettered, LeaseLost, Observer, Settled
 from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
-from outbox_core.outcome import DeadLetter, Outcome, Retry
+from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
 from outbox_core.store import Link, Settlement
 from outbox_core.waiting import within
 
@@ -47,7 +47,9 @@ class Settler:
         self._moved = 0.0  # when there was the first outcome, or the last was written
         self._watched = monotonic()
         self._works = False  # whether any was written since the last of these failures
-        self.scheduled: Callable[[], None] = lambda: None  # called when messages were given a new time
+        self.scheduled: Callable[[], None] = lambda: (
+            None
+        )  # called when messages may be claimed again, now or at a new time
         self.emptied: Callable[[], None] = lambda: None  # called when nothing is held any more
 
     # What is ours
@@ -174,12 +176,18 @@ class Settler:
             await self._settled.wait()
 
     async def run(self) -> None:
-        """Write batches until cancelled."""
-        while True:
-            await self._work.wait()
-            if len(self._outcomes) < self._batch_limit and not self._urgent.is_set():
-                await within(LINGER, self._urgent.wait())
-            await self._write_batch()
+        """Write batches until cancelled. What is not written by then never is, and whoever waits for it is told so."""
+        try:
+            while True:
+                await self._work.wait()
+                if len(self._outcomes) < self._batch_limit and not self._urgent.is_set():
+                    await within(LINGER, self._urgent.wait())
+                await self._write_batch()
+        finally:
+            for delivery in self._outcomes:
+                delivery.lease_lost = True
+            self._outcomes.clear()
+            self._settled.set()
 
     async def drained(self) -> None:
         """Return when everything that is decided by now is written."""
@@ -229,7 +237,7 @@ class Settler:
                 lost.append(delivery.id)
                 self.forget(delivery)
         self._observe(Settled(len(batch), tuple(lost)))
-        if any(isinstance(settlement.outcome, Retry) for settlement in batch):
+        if any(isinstance(settlement.outcome, Retry | Release) for settlement in batch):
             self.scheduled()
 
     def _was_ours(self, delivery: Delivery) -> bool:

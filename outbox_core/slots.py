@@ -14,12 +14,12 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic, perf_counter
 from typing import TypeAlias
 
-from outbox_core.dispatch import Silence, decide, refuse
+from outbox_core.dispatch import Silence, decide_anyway, refuse
 from outbox_core.events import Handled, Observer
 from outbox_core.isolation import Isolation
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
-from outbox_core.outcome import Ack, Outcome, Release, Retry
+from outbox_core.outcome import Ack, Outcome, Release
 from outbox_core.settler import Settler
 from outbox_core.waiting import within
 
@@ -30,7 +30,6 @@ Lane: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]
 
 AHEAD = 0.1  # seconds of work that are claimed in advance
 MAX_AHEAD = 1_000  # messages; more were hardly faster, and all of them are suspects if the worker dies
-UNDECIDED_DELAY = 60.0  # seconds until a message is tried again whose retry strategy failed
 BLAME_PATIENCE = 10.0  # seconds that the outcome of a suspect may take into the database, before others go on
 LANE_PAUSE = 1.0  # seconds before a slot tries to enter a lane again
 CUT_TIMEOUT = 5.0  # seconds for a cancelled handler to come to its end
@@ -38,7 +37,7 @@ YIELD_EVERY = 0.001  # seconds that handlers which never wait may keep the loop,
 
 
 class Consumer:
-    """One subscriber: options, handler, buffer and slots.
+    """One subscriber with a handler: options, handler, buffer and slots.
 
     `handle` runs the handler on one delivery, or on a batch, and raises what it raised. `lane` is where that happens (in
     a thread with a connection of its own, say): it is entered for each delivery, and may be shared by many consumers, whose
@@ -46,6 +45,8 @@ class Consumer:
     respect before the lane is left; a lane that fails is entered again, and loses nothing. `ack_first` completes a message
     before its handler runs: at most once.
     """
+
+    attended = True  # by its slots, always
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class Consumer:
         self._stopping = False
         self._seconds: float | None = None  # of a handler run, moving average
         self.completed = 0
+        self._completed_before = -1  # when it was last looked whether anything is stalled
 
     # Life
 
@@ -168,6 +170,12 @@ class Consumer:
         if released:
             self._settler.hurry()
         return released
+
+    def give_back_stalled(self) -> None:
+        """Give back what waits behind handlers of which none has come to its end since the last call."""
+        if self.completed == self._completed_before and self.options.prefetch is None:
+            self.give_back()
+        self._completed_before = self.completed
 
     def lost(self, delivery: Delivery) -> None:
         """The lease of *delivery* is over: drop it if it has not begun, cut its handler if that was asked for."""
@@ -345,13 +353,4 @@ class Consumer:
 
     def decide(self, delivery: Delivery, error: BaseException | None, seconds: float) -> Outcome:
         """What becomes of *delivery* after a handler run of *seconds* that raised *error* or nothing."""
-        try:
-            return decide(delivery, error, self.options, seconds=seconds, silence=self._silence)
-        except Exception:  # a user's retry strategy may raise, or answer with what is no delay
-            logger.exception(
-                "the retry strategy of %r failed; message %s is tried again in %g s",
-                self.options.queues,
-                delivery.id,
-                UNDECIDED_DELAY,
-            )
-            return Retry(UNDECIDED_DELAY)
+        return decide_anyway(delivery, error, self.options, seconds=seconds, silence=self._silence)

@@ -1,6 +1,6 @@
 """The engine of one process: claim, dispatch, settle, for any number of subscribers.
 
-    rows --claimer--> deliveries --slots--> outcomes --settler--> rows
+    rows --claimer--> deliveries --slots, or who pulls--> outcomes --settler--> rows
 
 Three connections serve any number of subscribers and handlers: one claims, one settles and extends leases, one listens.
 They are the worker's own, never the application's pool. The worker survives any outage of the database, and stops in
@@ -18,6 +18,7 @@ from secrets import token_hex
 from time import monotonic
 from typing import Any
 
+from outbox_core.claimant import Claimant
 from outbox_core.claimer import Claimer
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch
 from outbox_core.events import (
@@ -32,7 +33,6 @@ from outbox_core.events import (
 from outbox_core.isolation import Isolation
 from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.settler import Settler
-from outbox_core.slots import Consumer
 from outbox_core.store import Link, Listener, Store
 from outbox_core.waiting import within
 
@@ -47,13 +47,13 @@ SETTLE_TIMEOUT = 5.0  # seconds for the last outcomes at the end
 
 
 class Worker:
-    """Runs consumers on a store. Loop-bound parts are made by `start`, so one object lives through many loops."""
+    """Runs claimants on a store. Loop-bound parts are made by `start`, so one object lives through many loops."""
 
     def __init__(self, store: Store, *, name: str | None = None, observers: Sequence[Observer] = ()) -> None:
         self.store = store
         self.name = name or f"{socket.gethostname()}:{os.getpid()}:{token_hex(2)}"
         self._observers = list(observers)
-        self._consumers: list[Consumer] = []
+        self._claimants: list[Claimant] = []
         self._tasks: list[asyncio.Task[Any]] = []
         self._question: asyncio.Task[bool] | None = None  # whether the database answers
         self._listening = False
@@ -65,7 +65,7 @@ class Worker:
     # Life
 
     def watch(self, observer: Observer) -> None:
-        """Have *observer* called with every event from now on; of single handler runs, from the next consumer on."""
+        """Have *observer* called with every event from now on; of single handler runs, from the next claimant on."""
         self._observers.append(observer)
 
     async def start(self, queues: Sequence[str] = ()) -> None:
@@ -109,36 +109,37 @@ class Worker:
             for difference in differences:
                 logger.warning("%s in %s: %s; claims may be slow", table, self.store.name, difference.text)
 
-    def add(self, consumer: Consumer) -> None:
-        """Start *consumer*'s slots and claim for its queues."""
+    def add(self, claimant: Claimant) -> None:
+        """Start *claimant* and claim for its queues."""
         if not self.running:
             raise NotStarted("the worker is not running; start it before adding consumers")
-        for queue in consumer.options.queues:
+        for queue in claimant.options.queues:
             if queue in self._claimer.queues:
                 raise OptionError(
                     f"queue {queue!r} has two subscribers, and each would get some of its messages; "
                     "give one subscriber several handlers with filter=…"
                 )
         observe = self._observe if self._observers else None
-        consumer.start(self._settler, self._isolation, observe=observe, need=self._claimer.nudge)
-        self._consumers.append(consumer)
-        self._claimer.add(consumer)
+        claimant.start(self._settler, self._isolation, observe=observe, need=self._claimer.nudge)
+        self._claimants.append(claimant)
+        self._claimer.add(claimant)
 
-    async def remove(self, consumer: Consumer, *, timeout: float) -> None:
-        """Drain one consumer; the others go on."""
-        async with consumer.leaving:
-            if consumer in self._consumers:
-                await self._drain(consumer, timeout)
-                self._consumers.remove(consumer)
+    async def remove(self, claimant: Claimant, *, timeout: float) -> None:
+        """Drain one claimant; the others go on."""
+        async with claimant.leaving:
+            if claimant in self._claimants:
+                await self._drain(claimant, timeout)
+                self._claimants.remove(claimant)
         await self._write_the_rest()
 
-    async def _drain(self, consumer: Consumer, timeout: float) -> None:
-        self._claimer.remove(consumer)
-        if (released := consumer.halt()) and await self._drained():
-            await self._tell_others(consumer.options.queues)
-        more, cut = await consumer.stop(timeout)
+    async def _drain(self, claimant: Claimant, timeout: float) -> None:
+        self._claimer.remove(claimant)
+        released = claimant.halt()
+        await self._tell_others(released, claimant.options.queues)
+        more, cut = await claimant.stop(timeout)
+        await self._tell_others(more, claimant.options.queues)
         if cut:
-            logger.warning("%d handlers of %r were cut after %g s", cut, consumer.options.queues, timeout)
+            logger.warning("%d handlers of %r were cut after %g s", cut, claimant.options.queues, timeout)
         self._released += released + more
         self._cut += cut
 
@@ -153,7 +154,7 @@ class Worker:
         self.running = False
         self._claimer.stop()
         await asyncio.wait(self._tasks[:1], timeout=SETTLE_TIMEOUT)  # the claim on its way lands first
-        await asyncio.gather(*(self.remove(consumer, timeout=timeout) for consumer in [*self._consumers]))
+        await asyncio.gather(*(self.remove(claimant, timeout=timeout) for claimant in [*self._claimants]))
         await self._write_the_rest()
         if self._question is not None:
             self._tasks.append(self._question)
@@ -166,9 +167,9 @@ class Worker:
         self._observe(WorkerStopped(self.name, self._released, self._cut))
         self._released = self._cut = 0
 
-    async def _tell_others(self, queues: Sequence[str]) -> None:
+    async def _tell_others(self, released: int, queues: Sequence[str]) -> None:
         """Of what was given back, which they would otherwise find at their next poll."""
-        if not self._listening:
+        if not released or not await self._drained() or not self._listening:
             return
         for queue in queues:
             try:
@@ -189,8 +190,8 @@ class Worker:
 
     def halt(self) -> None:
         """Let no handler begin any more; what has not begun is given back, and what runs goes on until `stop`."""
-        for consumer in self._consumers:
-            consumer.halt()
+        for claimant in self._claimants:
+            claimant.halt()
 
     async def drained(self) -> None:
         """Return once nothing is due in the consumers' queues and nothing is in hand, or the worker stops.
@@ -208,9 +209,9 @@ class Worker:
         claiming_settling_tending = self._tasks[:3]
         if not self.running or any(task.done() for task in claiming_settling_tending):
             return False
-        if self._settler.stuck or not all(consumer.alive for consumer in self._consumers):
+        if self._settler.stuck or not all(claimant.alive for claimant in self._claimants):
             return False
-        longest = max((consumer.options.max_fetch_interval for consumer in self._consumers), default=TICK)
+        longest = max((claimant.options.max_fetch_interval for claimant in self._claimants), default=TICK)
         if monotonic() - self._claims.last_success > 2 * max(longest, TICK) + 10:
             return False
         # A question that takes too long is left open, not cut: that would cost the link, and a driver may take seconds
@@ -230,24 +231,19 @@ class Worker:
     # Loops
 
     async def _tend(self) -> None:
-        """Extend leases in time, and give back what waits behind a handler that does not come to an end."""
+        """Extend leases in time, and have given back what does not get any further."""
         looked = monotonic()
-        completed: dict[Consumer, int] = {}
         while True:
             await asyncio.sleep(HEARTBEAT)
             if monotonic() - looked >= TICK:
-                looked, completed = monotonic(), self._give_back_stalled(completed)
+                looked = monotonic()
+                for claimant in self._claimants:
+                    claimant.give_back_stalled()
             if self._settler.leases_run_down():
                 try:
                     await self._settler.extend()
                 except LinkDown:
                     await self._settles.pause()
-
-    def _give_back_stalled(self, before: dict[Consumer, int]) -> dict[Consumer, int]:
-        for consumer in self._consumers:
-            if before.get(consumer) == consumer.completed and consumer.options.prefetch is None:
-                consumer.give_back()
-        return {consumer: consumer.completed for consumer in self._consumers}
 
     async def _listen(self) -> None:
         """Keep a listener that is proved to hear, or say once that there is none."""
@@ -313,9 +309,9 @@ class Worker:
         if isinstance(event, ConnectionRestored):
             self._restored.set()
         if isinstance(event, LeaseLost):
-            for consumer in self._consumers:
-                if event.delivery.queue in consumer.options.queues:
-                    consumer.lost(event.delivery)
+            for claimant in self._claimants:
+                if event.delivery.queue in claimant.options.queues:
+                    claimant.lost(event.delivery)
         for observer in self._observers:
             try:
                 observer(event)

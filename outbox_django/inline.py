@@ -67,7 +67,7 @@ def _consumers(broker: "OutboxBroker", store: DjangoStore, queues: Sequence[str]
         config.store, config.lane = store, lane
         broker.serve(queues or None)
         subscribers = cast("list[OutboxSubscriber]", broker.subscribers)
-        yield [subscriber.make_consumer() for subscriber in subscribers if subscriber.served_queues]
+        yield [one.make_consumer() for one in subscribers if one.served_queues and one.calls]
     finally:
         config.store, config.lane, config.serves = before
 

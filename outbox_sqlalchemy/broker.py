@@ -42,7 +42,7 @@ class OutboxBroker(CoreBroker):
         """Connect, check the tables, and consume. Does nothing if it does already; `NotStarted` without an engine."""
         if self.engine is None and self.served_queues:
             raise NotStarted(
-                f"subscribers of {', '.join(self.served_queues)} have no database; create the broker or its OutboxRouter "
-                "with an engine"
+                f"subscribers of {', '.join(self.served_queues)} have no database; create the broker with an engine, "
+                "or the OutboxRouter that has it"
             )
         await super().start()

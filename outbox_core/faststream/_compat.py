@@ -23,7 +23,7 @@ from faststream._internal.endpoint.publisher import PublisherSpecification, Publ
 from faststream._internal.endpoint.publisher.fake import FakePublisher
 from faststream._internal.endpoint.subscriber import SubscriberSpecification, SubscriberUsecase
 from faststream._internal.endpoint.subscriber.call_item import CallsCollection
-from faststream._internal.endpoint.utils import ParserComposition
+from faststream._internal.endpoint.utils import ParserComposition, process_msg
 from faststream._internal.logger import DefaultLoggerStorage, LoggerState, make_logger_state
 from faststream._internal.logger.logging import get_broker_logger
 from faststream._internal.parser import DefaultCodec
@@ -61,5 +61,6 @@ __all__ = [
     "get_broker_logger",
     "json_loads",
     "make_logger_state",
+    "process_msg",
     "resolve_context_by_name",
 ]

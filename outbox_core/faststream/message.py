@@ -1,9 +1,10 @@
-"""What a FastStream handler sees of a delivery, and how its votes are recorded.
+"""What a FastStream handler, or who pulls, sees of a delivery, and how votes are recorded.
 
-Acking writes nothing by itself: the vote stays with the delivery until the engine settles it, so it cannot fail half-way.
+In a handler, acking writes nothing by itself: the vote stays with the delivery until the engine settles it, so it cannot fail
+half-way. A message that was pulled has no handler whose end the engine could wait for, so its vote is written at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +18,12 @@ from outbox_core.outcome import Ack, Nack, Reject, Snooze, Vote
 
 
 class OutboxMessage(StreamMessage[Any]):
-    """One delivery, or a batch of them, as FastStream's message. The first vote stands."""
+    """One delivery, or a batch of them, as FastStream's message. The first vote stands.
+
+    `settle`: of a message that was pulled; writes its vote.
+    """
+
+    settle: Callable[[Delivery], Awaitable[None]] | None = None
 
     @property
     def deliveries_in_hand(self) -> tuple[Delivery, ...]:
@@ -49,7 +55,7 @@ class OutboxMessage(StreamMessage[Any]):
     @property
     def deliveries(self) -> int:
         """How often a handler was started for this message, this time included (AMQP's delivery-count plus one)."""
-        return self._first.deliveries + (0 if self._first.begun else 1)
+        return self._first.deliveries + 1
 
     @property
     def session(self) -> Any:
@@ -58,31 +64,34 @@ class OutboxMessage(StreamMessage[Any]):
 
     @property
     def lease_lost(self) -> bool:
-        """Whether another worker may have the message by now; what this handler does will not be settled."""
+        """Whether another worker may have the message by now; what is voted here has no effect any more."""
         return any(delivery.lease_lost for delivery in self.deliveries_in_hand)
 
     async def ack(self) -> None:
         """Vote that it is done."""
-        self._vote(Ack(), AckStatus.ACKED)
+        await self._vote(Ack(), AckStatus.ACKED)
 
     async def nack(self, delay: float | timedelta | None = None) -> None:
         """Vote for another try, after *delay* seconds or when the retry strategy says; counts as a failed attempt."""
         seconds = None if delay is None else check_delay("delay", delay)
-        self._vote(Nack(seconds), AckStatus.NACKED)
+        await self._vote(Nack(seconds), AckStatus.NACKED)
 
     async def reject(self) -> None:
         """Vote against any further try: it becomes a dead letter."""
-        self._vote(Reject(), AckStatus.REJECTED)
+        await self._vote(Reject(), AckStatus.REJECTED)
 
     async def snooze(self, delay: float | timedelta) -> None:
         """Vote to see it again in *delay* seconds; no attempt is counted."""
-        self._vote(Snooze(check_delay("delay", delay)), AckStatus.NACKED)
+        await self._vote(Snooze(check_delay("delay", delay)), AckStatus.NACKED)
 
-    def _vote(self, vote: Vote, status: AckStatus) -> None:
+    async def _vote(self, vote: Vote, status: AckStatus) -> None:
         for delivery in self.deliveries_in_hand:
             delivery.cast(vote)
         if self.committed is None:
             self.committed = status
+        if self.settle is not None:
+            for delivery in self.deliveries_in_hand:
+                await self.settle(delivery)
 
 
 async def parse_message(delivery: Delivery) -> OutboxMessage:

@@ -2,6 +2,8 @@
 
     Delivery --process_message (upstream's)--> vote | exception --> engine
 
+Without a handler nothing is consumed, and messages are there to be pulled: `get_one`, `async for`.
+
 Nothing of the pipeline is copied here; what FastStream changes about middlewares, parsing or dependencies holds for us on
 the day it is released.
 """
@@ -13,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
-from faststream.exceptions import FeatureNotSupportedException, HandlerException, StopConsume
+from faststream.exceptions import HandlerException, StopConsume
 from faststream.message import StreamMessage
 from faststream.middlewares import AckPolicy
 from faststream.response import Response, ensure_response
@@ -21,18 +23,20 @@ from faststream.specification.asyncapi.utils import resolve_payloads
 from faststream.specification.schema import Message, Operation, SubscriberSpec
 
 from outbox_core.completion import Transaction, in_transaction
-from outbox_core.errors import NotStarted, OptionError
-from outbox_core.faststream._compat import CallsCollection, SubscriberSpecification, SubscriberUsecase
+from outbox_core.errors import CannotPull, NotStarted, OptionError, WrongType
+from outbox_core.faststream._compat import CallsCollection, SubscriberSpecification, SubscriberUsecase, process_msg
 from outbox_core.faststream.acknowledgement import vote_after_failure, vote_after_return, vote_of_exception
 from outbox_core.faststream.config import (
     OutboxBrokerConfig,
     OutboxSubscriberConfig,
     OutboxSubscriberSpecificationConfig,
 )
-from outbox_core.faststream.message import decode_batch, decode_body, parse_batch, parse_message
+from outbox_core.faststream.message import OutboxMessage, decode_batch, decode_body, parse_batch, parse_message
 from outbox_core.faststream.publisher import ReplyPublisher
 from outbox_core.faststream.replies import HeaderPropagation, Replies
 from outbox_core.message import Delivery
+from outbox_core.options import check_timeout
+from outbox_core.pull import Puller
 from outbox_core.slots import Consumer
 
 
@@ -59,7 +63,7 @@ class OutboxSubscriberSpecification(SubscriberSpecification[Any, OutboxSubscribe
 
 
 class OutboxSubscriber(SubscriberUsecase[Any]):
-    """Consumes one queue or several."""
+    """Consumes one queue or several, or has them pulled."""
 
     _outer_config: OutboxBrokerConfig
 
@@ -74,7 +78,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         config.decoder = decode_batch if self.options.batch else decode_body
         super().__init__(config, cast("Any", specification), calls)  # upstream's generics are invariant
         self._config = config
-        self._consumer: Consumer | None = None
+        self._consumer: Consumer | Puller | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._transaction: Transaction | None = None
         self._built = 0  # handlers that are ready to be called
@@ -92,7 +96,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
     # Life
 
     async def start(self) -> None:
-        """Begin to consume; does nothing if it does already."""
+        """Begin to consume, or without a handler to be pulled; does nothing if it has begun already."""
         if self._consumer is not None or not self.served_queues:
             return
         worker = self._outer_config.worker
@@ -101,7 +105,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
                 f"subscriber of {', '.join(self.queues)} has no database; create the broker with an engine"
             )
         await worker.start(self.served_queues)
-        consumer = self.make_consumer()
+        consumer = self.make_consumer() if self.calls else self._make_puller()
         await super().start()
         self.lock = nullcontext()  # upstream counts what is in flight; here the slots know
         # Records for each message are at the broker's log_level; that it starts is worth INFO.
@@ -218,11 +222,75 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
 
     # Pulling
 
-    async def get_one(self, *, timeout: float = 5) -> StreamMessage[Any] | None:
-        raise FeatureNotSupportedException("get_one() is not available yet; use a handler, or fetch_unprocessed()")
+    async def get_one(self, *, timeout: float | None = 5) -> OutboxMessage | None:
+        """The next message, leased until you vote; None after *timeout* seconds, or once the subscriber stops.
 
-    def __aiter__(self) -> AsyncIterator[StreamMessage[Any]]:
-        raise FeatureNotSupportedException("iterating is not available yet; use a handler, or fetch_unprocessed()")
+        For subscribers without a handler. The lease is extended for as long as the process has the message. `ack()`,
+        `nack()`, `reject()` and `snooze()` are written when they return; if `message.lease_lost` by then, they had no
+        effect, and another worker may have the message. There is no acknowledgement policy: without a vote the message is
+        given back when the subscriber stops. A *timeout* of None waits for ever. Cancelling it loses nothing.
+
+        Middlewares, parser and decoder are the subscriber's; if one of them raises, that is raised here, and the message is
+        tried again when the retry strategy says. A body is decoded by `await message.decode()`.
+        """
+        puller = self._pulled()
+        delivery = await puller.pull(check_timeout(timeout))
+        return None if delivery is None else await self._receive(delivery, puller)
+
+    def __aiter__(self) -> AsyncIterator[OutboxMessage]:
+        """Every message as `get_one` gives it, until the subscriber stops."""
+        return self._each_message(self._pulled())
+
+    async def _each_message(self, puller: Puller) -> AsyncIterator[OutboxMessage]:
+        while (delivery := await puller.pull(None)) is not None:
+            yield await self._receive(delivery, puller)
+
+    def _make_puller(self) -> Puller:
+        return Puller(replace(self.options, queues=self.served_queues))
+
+    def _pulled(self) -> Puller:
+        name = f"subscriber of {', '.join(self.queues)}"
+        if self.calls:
+            raise CannotPull(f"{name} has handlers, which get its messages; pull from one without a handler")
+        if self.options.batch or self._config.transactional:
+            option = "batch" if self.options.batch else "transactional"
+            raise CannotPull(f"{name} has {option}=True, which is for handlers; pull from one without it")
+        if isinstance(self._consumer, Puller):
+            return self._consumer
+        if self.running:  # as TestOutboxBroker pretends
+            raise CannotPull(
+                f"{name} has nothing to pull under TestOutboxBroker, which keeps no messages; use with_real=True"
+            )
+        raise NotStarted(f"{name} is not started; start it, or its broker, before pulling")
+
+    async def _receive(self, delivery: Delivery, puller: Puller) -> OutboxMessage:
+        """Through upstream's pipeline of pulled messages. Header propagation is no part of it, since there is no reply."""
+        parser, decoder = self._get_parser_and_decoder()
+
+        async def parse(raw: Delivery) -> OutboxMessage:
+            message = await parser(raw)
+            if not isinstance(message, OutboxMessage):
+                raise WrongType("what a parser returns", "an OutboxMessage", message)
+            message.settle = puller.settle
+            return message
+
+        context = self._outer_config.context
+        try:
+            message = await process_msg(
+                delivery,
+                middlewares=[one(delivery, context=context) for one in self._outer_config.broker_middlewares],
+                parser=parse,
+                decoder=decoder,
+            )
+            if not isinstance(message, OutboxMessage):
+                raise WrongType("what a middleware's consume_scope returns", "what call_next returned", message)
+        except Exception as error:
+            await puller.settle(delivery, error)
+            raise
+        except BaseException:
+            puller.pass_on(delivery)
+            raise
+        return message
 
     def get_log_context(self, message: StreamMessage[Any] | None) -> dict[str, str]:
         if message is None:

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import URL, create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from outbox_core.claimant import Claimant
 from outbox_core.events import Observer
-from outbox_core.slots import Consumer
 from outbox_core.worker import Worker
 from tests.contract.harness import (
     ARCHIVING_TABLES,
@@ -112,7 +112,7 @@ async def archiving_outbox(request: pytest.FixtureRequest) -> AsyncIterator[SqlO
 
 @pytest.fixture
 async def work(outbox: Outbox) -> AsyncIterator[Work]:
-    """Starts workers on the store with the consumers given; they are stopped at the end."""
+    """Starts workers on the store with the claimants given; they are stopped at the end."""
     async with working(outbox) as start:
         yield start
 
@@ -128,12 +128,12 @@ async def work_waking(waking_outbox: Outbox) -> AsyncIterator[Work]:
 async def working(outbox: Outbox) -> AsyncIterator[Work]:
     workers: list[Worker] = []
 
-    async def start(*consumers: Consumer, name: str = "w1", observers: Sequence[Observer] = ()) -> Worker:
+    async def start(*claimants: Claimant, name: str = "w1", observers: Sequence[Observer] = ()) -> Worker:
         worker = Worker(outbox.store, name=name, observers=observers)
         workers.append(worker)
         await worker.start()
-        for its in consumers:
-            worker.add(its)
+        for claimant in claimants:
+            worker.add(claimant)
         return worker
 
     try:

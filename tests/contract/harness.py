@@ -19,7 +19,8 @@ from outbox_core.dispatch import Silence
 from outbox_core.memory import MemoryStore, MemoryTransaction
 from outbox_core.message import Delivery, NewMessage, PendingMessage
 from outbox_core.options import ConsumerOptions
-from outbox_core.outcome import Outcome
+from outbox_core.outcome import Outcome, Vote
+from outbox_core.pull import Puller
 from outbox_core.slots import Consumer
 from outbox_core.store import Band, Link, Settlement, Store, Want
 from outbox_django.store import AtomicBlock, DjangoStore
@@ -301,6 +302,24 @@ def consumer(
 def batch_consumer(handle: Callable[[Sequence[Delivery]], Awaitable[object]], **options: Any) -> Consumer:
     """A consumer whose handler takes a batch."""
     return Consumer(ConsumerOptions.of("orders", {"max_fetch_interval": 0.1, "batch": True, **options}), handle)
+
+
+def puller(queues: str | Sequence[str] = "orders", **options: Any) -> Puller:
+    """A puller that looks often."""
+    return Puller(ConsumerOptions.of(queues, {"max_fetch_interval": 0.1, **options}))
+
+
+async def pulled(its: Puller) -> Delivery:
+    """A message that comes in time."""
+    delivery = await its.pull(10.0)
+    assert delivery is not None
+    return delivery
+
+
+async def vote(its: Puller, delivery: Delivery, vote: Vote) -> None:
+    """What a framework's message does."""
+    delivery.cast(vote)
+    await its.settle(delivery)
 
 
 async def until(condition: Callable[[], object | Awaitable[object]], *, within: float = 10.0) -> None:

@@ -84,6 +84,21 @@ def test_synchronous_handlers_use_the_orm(alias: str) -> None:
     assert Row.objects.using(alias).count() == 0
 
 
+def test_a_queue_without_a_handler_is_pulled(alias: str) -> None:
+    broker = OutboxBroker(alias)
+    subscriber = broker.subscriber("groups")
+    publish_batch("a", "b", queue="groups", using=alias, standalone=True)
+
+    async def pull() -> list[Any]:
+        async with consuming(broker):
+            messages = [await subscriber.get_one(), await subscriber.get_one()]
+            await messages[0].ack()
+            return [await message.decode() for message in messages]
+
+    assert asyncio.run(pull()) == ["a", "b"]
+    assert bodies(alias, "groups") == ["b"]
+
+
 def test_asynchronous_handlers_use_the_orm(alias: str) -> None:
     broker = OutboxBroker(alias)
 

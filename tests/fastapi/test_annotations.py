@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Annotated, Any
 
+import faststream
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, WebSocket
@@ -54,6 +55,28 @@ async def test_a_handler_gets_its_message_broker_logger_and_context() -> None:
     assert seen[0] == ("orders", 1, True, 42, "a", "default", [0])
     assert seen[2] == ("orders", 1, True, 42, "b", "default", [0, 2])
     assert [seen[1][1:], seen[3][1:]] == [(42, ("orders", True), 42)] * 2
+
+
+async def test_fastapis_marker_wins_beside_faststreams() -> None:
+    """One function can then be a handler on a broker of FastStream's, too."""
+    seen: list[Any] = []
+    router = OutboxRouter()
+
+    def one() -> int:
+        return 1
+
+    @router.subscriber("orders")
+    async def handle(
+        body: str,
+        number: Annotated[int, faststream.Depends(one), Depends(one)],
+        headers: Annotated[dict[str, str], Context("message.headers"), faststream.Context("message.headers")],
+        nested: Annotated[Annotated[str, faststream.Context("message.queue")], Context("message.queue")],
+    ) -> None:
+        seen.append((number, headers["tenant"], nested))
+
+    async with TestOutboxBroker(router.broker) as broker:
+        await broker.publish("one", "orders", headers={"tenant": "a"})
+    assert seen == [(1, "a", "orders")]
 
 
 async def test_a_route_of_the_router_gets_broker_logger_and_context(place: Place) -> None:

@@ -454,7 +454,7 @@ async def test_handlers_need_an_engine_when_the_application_starts(place: Place)
 
     assert (type(error), str(error)) == (
         NotStarted,
-        "subscribers of orders have no database; create the broker or its OutboxRouter with an engine",
+        "subscribers of orders have no database; create the broker with an engine, or the OutboxRouter that has it",
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging import Logger as StandardLogger
 from typing import Annotated, Any
+from uuid import uuid4
 
 import pytest
 from faststream import Context as UpstreamContext
@@ -587,6 +588,22 @@ async def test_upstreams_context_works_beside_ours_at_the_price_of_a_thread(plac
         started = worker_threads() - before
 
     assert len(started) == 1
+
+
+async def test_the_delivery_after_a_death_is_counted_in_the_message_too(both: Place) -> None:
+    """The first one is not known; see docs/decisions/0003-who-is-blamed.md."""
+    broker = both.broker()
+    got: list[tuple[int, int]] = []
+
+    @broker.subscriber("orders")
+    async def handle(body: int, message: OutboxMessage) -> None:
+        got.append((message.attempt, message.deliveries))
+
+    await broker.publish(7, "orders")
+    token = uuid4()
+    both.run(f"UPDATE outbox SET acquired_token = '{token if both.is_postgresql else token.hex}'")
+    async with running(broker):
+        await until(lambda: (got, both.rows()), ([(1, 1)], []))
 
 
 async def test_a_message_tells_what_it_is(both: Place) -> None:

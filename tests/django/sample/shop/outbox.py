@@ -49,6 +49,9 @@ def copy_carelessly(body: dict[str, int]) -> None:
     Parcel.objects.create(order_id=body["id"])
 
 
+pulled = broker.subscriber("pulled")
+
+
 @broker.subscriber("queries")
 def query_badly(body: dict[str, int]) -> None:
     connection.cursor().execute("SELECT no_such_column FROM shop_order")

@@ -195,6 +195,13 @@ class Handling:
         with self.assertRaises(NotInTransaction):
             self.outbox.drain()
 
+    def test_a_queue_that_is_pulled_is_left_alone(self) -> None:
+        publish_in_atomic({"id": 1}, "pulled")
+
+        self.assertEqual(self.outbox.drain(), [])
+
+        self.assertEqual([message.attempts_count for message in self.outbox.messages("pulled")], [0])
+
     def test_a_handler_that_never_ends_is_found_out(self) -> None:
         publish_in_atomic({"id": 1}, "echoes")
 
