@@ -5,11 +5,11 @@ Routers of one application that show their document at the same path have one do
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from fastapi import FastAPI
-from faststream.asgi.factories.asyncapi.try_it_out import TryItOutProcessor
+from faststream.asgi.factories.asyncapi.try_it_out import TryItOutForm, TryItOutProcessor
 from faststream.specification import AsyncAPI, Specification, get_asyncapi_html
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -107,8 +107,10 @@ class Documents:
 
     async def _try(self, request: Request) -> Response:
         try:
-            form = await request.json()
+            form: Any = await request.json()
         except ValueError as error:
             return JSONResponse({"details": f"invalid JSON: {error}"}, 400)
-        result = await TryItOutProcessor(*self._brokers(request.app)).process(form)
+        if not isinstance(form, dict):
+            return JSONResponse({"details": f"a form is an object, got {type(form).__name__}"}, 400)
+        result = await TryItOutProcessor(*self._brokers(request.app)).process(cast("TryItOutForm", form))
         return Response(result.body, result.status_code, media_type="application/json")

@@ -158,18 +158,21 @@ class Handler:
         if session is not None:
             request.scope[_SESSION] = session
             parameters = self._joined = self._joined or self._joining()
-        returned = False
+        failure: BaseException | None = None
         async with AsyncExitStack() as stack, AsyncExitStack() as function_stack:
-            arguments = await self._injection.solve(parameters, request, body, stack, function_stack)
-            if session is not None:
-                _refuse_other_sessions(self.call, arguments, session)
-            result = await self._run(**arguments)
-            returned = True
-        if not returned:
+            try:
+                arguments = await self._injection.solve(parameters, request, body, stack, function_stack)
+                if session is not None:
+                    _refuse_other_sessions(self.call, arguments, session)
+                result = await self._run(**arguments)
+            except BaseException as error:
+                failure = error
+                raise
+        if failure is not None:
             raise DependencyError(
                 f"a dependency of {name_of(self.call)}() caught what was raised, and did not raise it again; "
                 'in a dependency with yield, "except" must end with "raise"'
-            )
+            ) from failure
         setattr(message, _BACKGROUND, request.scope[_BACKGROUND])
         return result
 

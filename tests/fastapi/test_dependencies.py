@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from inspect import signature
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from fastapi.security import SecurityScopes
 
 from outbox_core.events import DeadLettered
 from outbox_fastapi import OutboxMessage, OutboxResponse, OutboxRouter, TestOutboxBroker
+from outbox_fastapi.errors import DependencyError
 from outbox_sqlalchemy import NoRetry
 from tests.fastapi.serving import serving
 from tests.places import Place, until
@@ -280,3 +282,20 @@ async def test_filters_choose_among_the_handlers_of_a_subscriber() -> None:
         await broker.publish({"id": 1}, "orders", headers={"kind": "big"})
         await broker.publish({"id": 2}, "orders")
     assert seen == [("big", 1, "orders"), ("other", 2)]
+
+
+async def test_what_a_dependency_kept_to_itself_is_the_cause_of_the_failure() -> None:
+    async def silent() -> AsyncIterator[None]:
+        with suppress(RuntimeError):
+            yield
+
+    router = OutboxRouter()
+
+    @router.subscriber("orders")
+    async def handle(body: str, nothing: Annotated[None, Depends(silent)]) -> None:
+        raise RuntimeError(body)
+
+    async with TestOutboxBroker(router.broker) as broker:
+        with pytest.raises(DependencyError) as caught:
+            await broker.publish("ouch", "orders")
+    assert repr(caught.value.__cause__) == "RuntimeError('ouch')"

@@ -194,6 +194,7 @@ async def test_try_it_out_runs_the_handler_or_publishes(both: Place) -> None:
         assert (await form(client, "nowhere:X", {}))[0] == 404
         assert (await form(client, "orders:Handle", {"id": "x"}))[0] == 500
         assert (await client.post("/asyncapi/try", content=b"{")).status_code == 400
+        assert (await client.post("/asyncapi/try", json=[])).status_code == 400
         await router.broker.publish({"id": 3}, "orders")  # the consumer goes on
         assert await handled.get() == 3
         await until(both.rows, [])
