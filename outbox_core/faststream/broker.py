@@ -4,7 +4,6 @@ Entering it (`async with broker`) connects and consumes nothing; `start` consume
 started again after a stop, on another event loop too.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -29,7 +28,7 @@ from outbox_core.message import OutboxStats, PendingMessage
 from outbox_core.options import check_max_workers
 from outbox_core.slots import Lane
 from outbox_core.store import Store
-from outbox_core.waiting import drive
+from outbox_core.waiting import Question, drive
 from outbox_core.worker import Worker
 
 
@@ -149,6 +148,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
             max_workers=check_max_workers(max_workers),
         )
         config.producer = OutboxProducer(config)
+        self._question = Question(self._reaches_database)
         super().__init__(
             config=config,
             specification=BrokerSpec(
@@ -194,26 +194,27 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         worker = self.config.broker_config.worker
         if worker is not None:
             await worker.stop(timeout=self.config.graceful_timeout or 0)
+        await self._question.close()
         self._connection = None
 
     async def ping(self, timeout: float | None = None) -> bool:
         """Whether the worker makes progress and its database answers within *timeout* seconds; never raises.
 
-        A broker that only publishes opens a connection for the question.
+        It is asked on a connection of the worker's own, whatever the application's pool is doing. A broker that consumes
+        nothing opens one for the question. False before `start`.
         """
         worker = self.config.broker_config.worker
         if worker is None or not self.running:
             return False
-        return await (worker.ping(timeout) if self.subscribers else self._reaches_database(timeout))
+        return await (worker.ping(timeout) if worker.running else self._question.answer(timeout))
 
-    async def _reaches_database(self, timeout: float | None) -> bool:
+    async def _reaches_database(self) -> bool:
         try:
-            async with asyncio.timeout(timeout):
-                link = await self.store.connect()
-                try:
-                    await link.ping()
-                finally:
-                    await link.close()
+            link = await self.store.connect()
+            try:
+                await link.ping()
+            finally:
+                await link.close()
         except Exception:  # whatever it is, the answer is no
             return False
         return True
