@@ -19,6 +19,7 @@ from outbox_core.envelope import PublishOptions, check_queue, check_timer_id, re
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch, WrongType
 from outbox_core.events import Observer
 from outbox_core.faststream._compat import EMPTY, BrokerUsecase, ContextRepo, FastDependsConfig
+from outbox_core.faststream.command_line import is_command_line, read_flag, read_options
 from outbox_core.faststream.config import Injection, OutboxBrokerConfig, make_outbox_logger_state
 from outbox_core.faststream.producer import OutboxProducer, TransactionPolicy
 from outbox_core.faststream.registrator import OutboxRegistrator
@@ -286,6 +287,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         Raises `InvalidMessage`, `WrongType` or `CannotEncode` before anything is sent, so that the caller's transaction
         stays usable.
         """
+        if is_command_line() and not self.running:
+            options, standalone = read_options(options), read_flag("standalone", standalone)
         command = self._command(
             message, queue=queue, session=session, standalone=standalone, headers=headers, **options
         )
