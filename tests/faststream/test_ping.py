@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from time import monotonic
@@ -191,12 +192,8 @@ async def test_a_server_that_is_stopped_is_noticed_and_so_is_its_return(
 
 
 async def test_a_server_that_accepts_and_is_silent_is_noticed_in_time(place: Place, driver: str) -> None:
-    async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(-1)
-        writer.close()
-
-    async with await asyncio.start_server(ignore, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the kernel accepts
+        port = server.getsockname()[1]
         url = URL.create("postgresql", "nobody", host="127.0.0.1", port=port, database="nowhere")
         silent = Place(url, driver)
         async with running(silent.broker()) as broker:
