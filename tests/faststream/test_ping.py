@@ -1,20 +1,16 @@
 """`ping`: what a health check is told, in time, whatever the database and the application's pool are doing."""
 
 import asyncio
-import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from time import monotonic
+from contextlib import AsyncExitStack
 
-import psutil
 import pytest
 from sqlalchemy import URL, MetaData
 
 from outbox_sqlalchemy import OutboxBroker, make_outbox_tables
-from tests.databases import OwnServer, execute
-from tests.places import Place, running, until
+from tests.databases import OwnServer, backends, execute, frozen
+from tests.places import Place, answered_within, running, until
 
 
 def consuming(place: Place, **options: object) -> OutboxBroker:
@@ -137,42 +133,16 @@ async def frozen_place(own_server: OwnServer, driver: str) -> AsyncIterator[Plac
         await place.close()
 
 
-@contextmanager
-def frozen(*pids: int) -> Iterator[None]:
-    """These processes do nothing meanwhile."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            if psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGCONT)
-
-
-def backends(place: Place) -> list[int]:
-    """The processes that serve the broker's connections."""
-    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    return [int(str(pid)) for (pid,) in execute(place.url, query)]
-
-
-@asynccontextmanager
-async def answer_within(seconds: float) -> AsyncIterator[None]:
-    began = monotonic()
-    yield
-    assert monotonic() - began < seconds
-
-
 async def test_a_worker_whose_connections_are_silent_is_unhealthy_in_time_and_comes_back(frozen_place: Place) -> None:
     place = frozen_place
     async with running(consuming(place), patience=60) as broker:
         await place.engine.dispose()
         place.sync_engine.dispose()
-        pids = backends(place)
+        pids = backends(place.url)
         assert len(pids) == 3
         with frozen(*pids):
             for timeout in (0.3, 1.0):
-                async with answer_within(timeout + 0.3):
+                with answered_within(timeout + 0.3):
                     assert await broker.ping(timeout) is False
             # The links are given up after their deadline, and the new ones have other processes.
             await until(lambda: broker.ping(0.5), True, patience=30)
@@ -185,7 +155,7 @@ async def test_a_server_that_is_stopped_is_noticed_and_so_is_its_return(
     async with running(broker_of(kind, frozen_place), patience=60) as broker:
         assert await broker.ping(1.0) is True
         own_server.stop()
-        async with answer_within(1.3):
+        with answered_within(1.3):
             assert await broker.ping(1.0) is False
         own_server.start()
         await until(lambda: broker.ping(1.0), True)
@@ -198,6 +168,6 @@ async def test_a_server_that_accepts_and_is_silent_is_noticed_in_time(place: Pla
         silent = Place(url, driver)
         async with running(silent.broker()) as broker:
             for timeout in (0.2, 0.5):
-                async with answer_within(timeout + 0.3):
+                with answered_within(timeout + 0.3):
                     assert await broker.ping(timeout) is False
         await silent.close()
