@@ -1,7 +1,7 @@
 """Waiting for something, but not for ever; and not waiting at all."""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from outbox_core.errors import NotStarted
@@ -17,6 +17,33 @@ async def within(seconds: float, what: Awaitable[object]) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+class Question:
+    """Asked of somebody who may be silent, such as a database: one at a time, with an answer in time for whoever waits.
+
+    One that takes too long is left open, not cut: that would cost its connection, and a driver may take seconds to give a
+    dead one up. Whoever asks meanwhile waits for the same answer.
+    """
+
+    def __init__(self, ask: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+        self._ask = ask
+        self._asked: asyncio.Task[bool] | None = None
+
+    async def answer(self, timeout: float | None) -> bool:
+        """The answer, or False if it does not come within *timeout* seconds; None waits for it."""
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.create_task(self._ask())
+        asked = self._asked
+        await asyncio.wait([asked], timeout=timeout)
+        return asked.done() and not asked.cancelled() and asked.result()
+
+    async def close(self) -> None:
+        """Wait for no answer any more."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
 
 
 def drive(pipeline: Coroutine[Any, Any, T]) -> T:

@@ -34,7 +34,7 @@ from outbox_core.isolation import Isolation
 from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.settler import Settler
 from outbox_core.store import Link, Listener, Store
-from outbox_core.waiting import within
+from outbox_core.waiting import Question, within
 
 logger = logging.getLogger("outbox")
 
@@ -55,7 +55,7 @@ class Worker:
         self._observers = list(observers)
         self._claimants: list[Claimant] = []
         self._tasks: list[asyncio.Task[Any]] = []
-        self._question: asyncio.Task[bool] | None = None  # whether the database answers
+        self._question = Question(self._ask)
         self._listening = False
         self._released = 0
         self._cut = 0
@@ -156,9 +156,7 @@ class Worker:
         await asyncio.wait(self._tasks[:1], timeout=SETTLE_TIMEOUT)  # the claim on its way lands first
         await asyncio.gather(*(self.remove(claimant, timeout=timeout) for claimant in [*self._claimants]))
         await self._write_the_rest()
-        if self._question is not None:
-            self._tasks.append(self._question)
-            self._question = None
+        await self._question.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -214,14 +212,10 @@ class Worker:
         longest = max((claimant.options.max_fetch_interval for claimant in self._claimants), default=TICK)
         if monotonic() - self._claims.last_success > 2 * max(longest, TICK) + 10:
             return False
-        # A question that takes too long is left open, not cut: that would cost the link, and a driver may take seconds
-        # to give a dead connection up.
-        if self._question is None or self._question.done():
-            self._question = asyncio.create_task(self._ask())
-        await asyncio.wait([self._question], timeout=timeout)
-        return self._question.done() and not self._question.cancelled() and self._question.result()
+        return await self._question.answer(timeout)
 
     async def _ask(self) -> bool:
+        """Whether the database answers."""
         try:
             await self._settles.call(lambda link: link.ping())
         except LinkDown:

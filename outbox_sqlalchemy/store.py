@@ -1,12 +1,13 @@
 """The core's port on an `AsyncEngine`: statements on the caller's transactions, and connections of a worker's own.
 
-The engine stays the caller's: it is never disposed, and a worker's connections are detached from its pool, so a pool of
+The engine stays the caller's: it is never disposed, and a worker's connections are made beside its pool, so a pool of
 one is as good as a pool of fifty.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from copy import copy
 from functools import cached_property, partial
 
 from sqlalchemy import Connection, TextClause, text
@@ -130,9 +131,12 @@ class SqlAlchemyStore(SqlStore):
 
     @cached_property
     def _worker_engine(self) -> AsyncEngine:
-        """What a worker's connections are made by: a sleeping worker holds session locks, which a pooler would leak."""
+        """What a worker's connections are made by.
+
+        With `listen_dsn` straight to the database: a sleeping worker holds session locks, which a pooler would leak.
+        """
         if self._listen_dsn is None:
-            return self._engine
+            return _beside_its_pool(self._engine)
         return create_async_engine(self._listen_dsn, poolclass=NullPool)
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
@@ -158,6 +162,13 @@ class SqlAlchemyExecutor:
 
     async def close(self) -> None:
         await self._connection.close()
+
+
+def _beside_its_pool(engine: AsyncEngine) -> AsyncEngine:
+    """One that connects as *engine* does, listeners included, and waits for nobody who has all of its connections."""
+    twin = copy(engine.sync_engine)
+    twin.pool = twin.pool.recreate()  # as `Engine.dispose` does
+    return AsyncEngine(twin)
 
 
 def _check_engine(engine: object) -> None:

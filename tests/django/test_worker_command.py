@@ -19,64 +19,9 @@ from sqlalchemy import URL
 
 from outbox_django.models import OutboxMessage
 from tests.databases import execute, postgres_database
-from tests.django.conftest import empty, leading
-from tests.django.sites import ALIAS, Process, Site, database, until
-
-
-@pytest.fixture(scope="module")
-def site_postgresql(server: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
-    """A PostgreSQL database with the site's tables."""
-    with postgres_database(server) as url:
-        made(Site.copied(tmp_path_factory.mktemp("site") / "site", url))
-        yield url
-
-
-@pytest.fixture(scope="module")
-def site_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with the site's tables, to be copied."""
-    folder = tmp_path_factory.mktemp("site")
-    made(Site.copied(folder / "site", URL.create("sqlite", database=str(folder / "site.db"))))
-    return folder / "site.db"
-
-
-def made(site: Site) -> None:
-    code, log = site.manage("migrate", "-v", "0")
-    assert code == 0, log
-
-
-@contextmanager
-def ready(folder: Path, url: URL) -> Iterator[Site]:
-    """The site on a database that this process reaches too; nothing of it goes on at the end."""
-    site = Site.copied(folder / "site", url)
-    with leading(ALIAS, url):
-        try:
-            yield site
-        finally:
-            for process in site.started:
-                process.kill()
-
-
-@pytest.fixture
-def site(site_postgresql: URL, tmp_path: Path) -> Iterator[Site]:
-    """The site on PostgreSQL."""
-    with ready(tmp_path, site_postgresql) as site:
-        yield site
-    empty(site_postgresql)
-
-
-@pytest.fixture
-def lite(site_sqlite: Path, tmp_path: Path) -> Iterator[Site]:
-    """The site on SQLite."""
-    with ready(tmp_path, URL.create("sqlite", database=str(shutil.copy(site_sqlite, tmp_path)))) as site:
-        yield site
-
-
-@pytest.fixture(params=["site", "lite"])
-def either(request: pytest.FixtureRequest) -> Site:
-    """The site on each database in turn."""
-    site: Site = request.getfixturevalue(request.param)
-    return site
-
+from tests.django.conftest import leading, made, ready
+from tests.django.sites import ALIAS, Site, database
+from tests.processes import Process, until
 
 # What it serves
 

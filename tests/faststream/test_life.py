@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 import pytest
 from faststream import FastStream
 from faststream.exceptions import FeatureNotSupportedException, StopApplication, StopConsume
+from sqlalchemy import MetaData
 
 from outbox_core.errors import OptionError
 from outbox_core.events import Event, WorkerStarted, WorkerStopped
 from outbox_core.retry import ConstantRetry
-from outbox_sqlalchemy import OutboxBroker, OutboxMessage
+from outbox_sqlalchemy import OutboxBroker, OutboxMessage, make_outbox_tables
 from tests.places import Place, running, until
 
 
@@ -247,6 +248,39 @@ async def test_several_brokers_of_one_application_publish_to_each_other(both: Pl
         await until(both.rows, [])
 
     assert (first.running, second.running) == (False, False)
+
+
+async def test_an_application_may_have_several_brokers(both: Place) -> None:
+    others = make_outbox_tables(metadata := MetaData(), "other_outbox")
+    metadata.create_all(both.sync_engine)
+    events: list[Event] = []
+    got: list[tuple[str, int]] = []
+    first = both.broker(observers=[events.append], worker_name="first")
+    second = both.broker(observers=[events.append], worker_name="second", outbox_table=others)
+
+    @first.subscriber("orders")
+    async def handle_first(body: int) -> None:
+        got.append(("first", body))
+        await second.publish(body + 1, "orders")
+
+    @second.subscriber("orders")
+    async def handle_second(body: int) -> None:
+        got.append(("second", body))
+
+    async with application(first, second):
+        await first.publish(1, "orders")
+        await until(lambda: (got, both.rows(), both.rows(others.outbox)), ([("first", 1), ("second", 2)], [], []))
+        assert (await first.ping(1.0), await second.ping(1.0)) == (True, True)
+
+    # Both in the order in which they are listed: the first has to need the second, not the other way round.
+    lives = [event for event in events if isinstance(event, WorkerStarted | WorkerStopped)]
+    assert [(type(event), event.worker) for event in lives] == [
+        (WorkerStarted, "first"),
+        (WorkerStarted, "second"),
+        (WorkerStopped, "first"),
+        (WorkerStopped, "second"),
+    ]
+    metadata.drop_all(both.sync_engine)
 
 
 @pytest.mark.parametrize("raised", [SystemExit, StopApplication])
