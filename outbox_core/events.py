@@ -40,7 +40,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """One handler run ended. `seconds`: its duration."""
+    """One handler run ended, or a pulled message has its vote. `seconds`: how long that took since its begin."""
 
     delivery: Delivery
     outcome: Outcome

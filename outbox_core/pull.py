@@ -120,7 +120,7 @@ class Puller:
 
     def add(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in filter(self._may_begin, deliveries):
-            if delivery.suspect and not self._stopping:
+            if delivery.suspect:
                 self._suspects.append(delivery)
                 task = asyncio.create_task(self._introduce(delivery))
                 self._introductions.add(task)
@@ -142,7 +142,8 @@ class Puller:
     async def _introduce(self, suspect: Delivery) -> None:
         """Hand out a suspect in its turn, and keep the turn until its outcome is in the database."""
         async with self._isolation.turn():
-            if suspect not in self._suspects or not await self._settler.begin(suspect):
+            wanted = suspect in self._suspects and bool(self._waiting)
+            if wanted and not await self._settler.begin(suspect):
                 return
             if suspect not in self._suspects:  # given back meanwhile, as the suspect that it still is
                 suspect.begun = False

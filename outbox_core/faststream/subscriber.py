@@ -265,7 +265,6 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
 
     async def _receive(self, delivery: Delivery, puller: Puller) -> OutboxMessage:
         """Through upstream's pipeline of pulled messages. Header propagation is no part of it, since there is no reply."""
-        parser, decoder = self._get_parser_and_decoder()
 
         async def parse(raw: Delivery) -> OutboxMessage:
             message = await parser(raw)
@@ -276,6 +275,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
 
         context = self._outer_config.context
         try:
+            parser, decoder = self._get_parser_and_decoder()
             message = await process_msg(
                 delivery,
                 middlewares=[one(delivery, context=context) for one in self._outer_config.broker_middlewares],

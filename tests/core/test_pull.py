@@ -21,6 +21,8 @@ class SlowStore(FaultyStore):
         super().__init__()
         self.claimed, self.answer = asyncio.Event(), asyncio.Event()
         self.looks = 0
+        self.begun, self.answer_of_begin = asyncio.Event(), asyncio.Event()
+        self.answer_of_begin.set()
 
     async def connect(self) -> "SlowLink":
         return SlowLink(self)
@@ -38,6 +40,12 @@ class SlowLink(FaultyLink):
             self._slow.claimed.set()
             await self._slow.answer.wait()
         return deliveries
+
+    async def begin(self, delivery: Delivery) -> bool:
+        begun = await super().begin(delivery)
+        self._slow.begun.set()
+        await self._slow.answer_of_begin.wait()
+        return begun
 
 
 @pytest.fixture
@@ -163,13 +171,15 @@ async def test_a_suspect_whose_lease_is_lost_in_the_queue_makes_room_for_another
     await link.claim([Want(Band("orders"), 2)], total=2, lease=0.0)
     its = puller(min_fetch_interval=60.0, max_fetch_interval=60.0)
     worker.add(its)
+    worker.add(consumer(do_nothing, "mails", min_fetch_interval=60.0, max_fetch_interval=60.0))
     await pulled(its)
     waiting = asyncio.create_task(pulled(its))
-    await until(lambda: len(its._suspects) == 1)
+    await until(lambda: len(its._suspects) == 1 and worker._claimer._armed == "armed")
     await publish(store, "third")
 
     store.give_to_another_worker("second")
-    worker._settler.forget(its._suspects[0])
+    (second,) = its._suspects
+    worker._settler.forget(second)
 
     async with asyncio.timeout(5):
         assert (await waiting).payload == b"third"
@@ -201,3 +211,47 @@ async def test_publishes_for_whom_nobody_waits_do_not_wake_the_others(store: Slo
         await asyncio.sleep(0.02)
 
     assert store.looks == 2
+
+
+@pytest.mark.parametrize("left_when", ["waiting for its turn", "being counted"])
+async def test_a_suspect_whose_puller_has_gone_is_still_a_suspect(
+    store: SlowStore, worker: Worker, left_when: str
+) -> None:
+    store.answer.set()
+    store.answer_of_begin.clear()
+    await publish(store, "a")
+    link = await store.connect()
+    await link.claim([Want(Band("orders"), 1)], total=1, lease=0.0)
+    its = puller()
+    worker.add(its)
+    waiting = asyncio.create_task(its.pull(60.0))
+    counted = left_when == "being counted"
+    async with worker._isolation.turn():
+        await until(lambda: len(its._suspects) == 1)
+        if not counted:
+            waiting.cancel()
+            await asyncio.wait([waiting])
+    if counted:
+        await store.begun.wait()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    store.answer_of_begin.set()
+    await until(lambda: ("settle", ["a"]) in store.calls)
+
+    assert (await pulled(its)).suspect
+    assert [body for call, body in store.calls if call == "begin"] == [["a"]] * (1 + counted)
+
+
+async def test_a_message_whose_lease_was_over_when_its_claim_came_back_is_not_handed_out(
+    store: SlowStore, worker: Worker
+) -> None:
+    its = puller(lease_ttl_seconds=1.0)
+    worker.add(its)
+    await publish(store, "a")
+    waiting = asyncio.create_task(pulled(its))
+    await store.claimed.wait()
+    await asyncio.sleep(1.1)
+
+    store.answer.set()
+
+    assert (await waiting).suspect  # claimed once more

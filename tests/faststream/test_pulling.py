@@ -12,6 +12,8 @@ from faststream.message import StreamMessage
 
 from outbox_core.errors import CannotPull, NotStarted, OptionError, OutboxError, Undecodable, WrongType
 from outbox_core.faststream import OutboxMessage
+from outbox_core.faststream._compat import DefaultCodec
+from outbox_core.faststream.message import decode_body
 from outbox_core.retry import ConstantRetry, NoRetry
 from outbox_sqlalchemy import OutboxBroker, OutboxRouter, TestOutboxBroker
 from tests.faststream.test_middlewares import noting
@@ -456,6 +458,19 @@ async def test_a_parser_must_return_a_message_that_can_vote(place: Place) -> Non
     async with running(broker):
         with pytest.raises(WrongType, match="what a parser returns must be an OutboxMessage, got StreamMessage"):
             await subscriber.get_one()
+
+
+async def test_a_codec_and_a_decoder_exclude_each_other_and_keep_no_message(place: Place) -> None:
+    broker = place.broker()
+    subscriber = broker.subscriber(
+        "orders", codec=DefaultCodec(), decoder=decode_body, retry_strategy=ConstantRetry(delay_seconds=600)
+    )
+    await broker.publish(7, "orders")
+
+    async with running(broker):
+        with pytest.raises(ValueError, match="Cannot use both 'codec' and 'decoder'"):
+            await subscriber.get_one()
+        assert [(row.attempts_count, row.acquired_token) for row in place.rows()] == [(1, None)]
 
 
 async def test_a_get_one_that_is_cut_in_a_middleware_gives_its_message_back(place: Place) -> None:
