@@ -40,6 +40,7 @@ lint: $(READY) ## Check format, style, import rules and types
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/pyright -p tests/typing --pythonpath $(BIN)/python
 
 .PHONY: bench
 bench: $(READY) ## Measure publishing and draining, as ratios

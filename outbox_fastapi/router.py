@@ -26,7 +26,7 @@ from outbox_core.faststream import OutboxPublisher, OutboxSubscriber
 from outbox_core.faststream._compat import ContextRepo
 from outbox_core.faststream.broker import SharedOptions
 from outbox_core.faststream.registrator import OutboxRegistrator
-from outbox_core.faststream.router import RouteOptions
+from outbox_core.faststream.router import PublisherOptions, RouteOptions
 from outbox_fastapi.documents import Documents
 from outbox_fastapi.injection import BackgroundTasksMiddleware, FastAPIInjection
 from outbox_fastapi.parameters import name_of
@@ -176,10 +176,12 @@ class OutboxRouter(APIRouter):
             raise OptionError(f"{min(responses)} needs response_model=…, which says what is returned")
         return self._own_broker.subscriber(queues, **others)
 
-    @property
-    def publisher(self) -> Callable[..., OutboxPublisher]:
-        """The broker's: a publisher to one queue; decorate a handler with it to publish what the handler returns."""
-        return self._own_broker.publisher
+    def publisher(self, queue: str, **options: Unpack[PublisherOptions]) -> OutboxPublisher:
+        """A publisher to one queue; decorate a handler with it to publish what the handler returns.
+
+        The options are those of the broker's `publisher`.
+        """
+        return self._own_broker.publisher(queue, **options)
 
     def include_router(self, router: APIRouter | OutboxRegistrator, **options: Any) -> None:
         """Include a router of FastAPI's, one of the broker's (`outbox_sqlalchemy.OutboxRouter`), or another `OutboxRouter`.
