@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from faststream.message import gen_cor_id
@@ -20,7 +20,7 @@ from outbox_core.faststream._compat import (
     get_broker_logger,
     make_logger_state,
 )
-from outbox_core.faststream.producer import OutboxProducer, SyncProducer, TransactionPolicy
+from outbox_core.faststream.producer import ProducerSlot, SyncProducer, TransactionPolicy
 from outbox_core.options import ConsumerOptions
 from outbox_core.slots import Lane
 from outbox_core.store import Store
@@ -41,7 +41,8 @@ class OutboxBrokerConfig(BrokerConfig):
     lane: Lane | None = None
     max_workers: int = 1
     serves: Callable[[str], bool] = _all_queues
-    sync_producer: OutboxProducer = field(init=False)
+    producer = ProducerSlot()
+    sync_producer = ProducerSlot()
 
     def __post_init__(self) -> None:
         super().__post_init__()
