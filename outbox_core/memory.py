@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 from outbox_core.errors import WrongType
 from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
 from outbox_core.outcome import Ack, DeadLetter, Release, Retry
-from outbox_core.store import Armed, Band, Difference, Settlement, Survey, Want
+from outbox_core.store import Armed, Band, Difference, OnCommit, Settlement, Survey, Want
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,21 +62,34 @@ class MemoryTransaction:
         self._store = store
         self._pending: list[Callable[[], object]] = []
         self.published: dict[int, NewMessage] = {}
+        self.todo: list[OnCommit] = []  # afterwards
 
     def add(self, change: Callable[[], object]) -> None:
         self._pending.append(change)
 
     def commit(self) -> None:
-        """Let everything published in it exist, in order."""
+        """Let everything published in it exist, in order, and do what was to be done then."""
+        for todo in self._committed():
+            todo.run_sync()
+
+    async def commit_async(self) -> None:
+        """The same, waiting for what is done."""
+        for todo in self._committed():
+            await todo.run()
+
+    def _committed(self) -> list[OnCommit]:
         pending, self._pending = self._pending, []
+        todo, self.todo = self.todo, []
         self.published.clear()
         for change in pending:
             change()
+        return todo
 
     def rollback(self) -> None:
         """Forget it."""
         self._pending.clear()
         self.published.clear()
+        self.todo.clear()
 
 
 class MemoryStore:
@@ -105,8 +118,9 @@ class MemoryStore:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[MemoryTransaction]:
-        with self.begin() as transaction:
-            yield transaction
+        transaction = MemoryTransaction(self)
+        yield transaction  # an exception leaves nothing to forget
+        await transaction.commit_async()
 
     async def complete(self, deliveries: Sequence[Delivery], session: object) -> set[int]:
         ours = [row for delivery in deliveries if (row := self._held(delivery)) is not None]
@@ -129,6 +143,18 @@ class MemoryStore:
             return [self._insert(message, next(self._ids)) for message in messages]
         transaction = _transaction(session)
         return [self._insert_at_commit(message, transaction) for message in messages]
+
+    async def after_commit(self, session: object | None, todo: OnCommit) -> None:
+        if session is None:
+            await todo.run()
+        else:
+            _transaction(session).todo.append(todo)
+
+    def after_commit_sync(self, session: object | None, todo: OnCommit) -> None:
+        if session is None:
+            todo.run_sync()
+        else:
+            _transaction(session).todo.append(todo)
 
     def _insert_at_commit(self, message: NewMessage, transaction: "MemoryTransaction") -> int | None:
         id = next(self._ids)

@@ -125,6 +125,16 @@ class Listener(Protocol):
         """Stop listening; never raises."""
 
 
+class OnCommit(Protocol):
+    """What is to be done once a transaction has committed."""
+
+    async def run(self) -> None:
+        """Do it."""
+
+    def run_sync(self) -> None:
+        """Do it from synchronous code, where nothing can be awaited."""
+
+
 class Store(Protocol):
     """One outbox, as publishers, operators and workers see it. *session* is the adapter's; None: a transaction of its own."""
 
@@ -136,6 +146,16 @@ class Store(Protocol):
         """Insert all or nothing; the row ids in order, None where a live timer or the same message id exists."""
 
     def insert_sync(self, messages: Sequence[NewMessage], session: object) -> list[int | None]:
+        """The same on a synchronous session, without an event loop."""
+
+    async def after_commit(self, session: object | None, todo: OnCommit) -> None:
+        """Do *todo* when a message inserted here and now would begin to exist, and never if it would not.
+
+        That is once the transaction of *session* has committed, before the commit returns, which raises what *todo* raises;
+        where there is no transaction, it is at once. Nothing is sent to the database.
+        """
+
+    def after_commit_sync(self, session: object, todo: OnCommit) -> None:
         """The same on a synchronous session, without an event loop."""
 
     def transaction(self) -> AbstractAsyncContextManager[object]:

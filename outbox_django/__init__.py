@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from outbox_core.retry import ConstantRetry, ExponentialRetry, LinearRetry, NoRetry
 
 if TYPE_CHECKING:
-    from outbox_core.faststream import OutboxPublisher, OutboxResponse, OutboxRoute, OutboxRouter, TestOutboxBroker
+    from outbox_core.faststream import OutboxPublisher, OutboxResponse, OutboxRoute, OutboxRouter
     from outbox_core.faststream.annotations import OutboxMessage
-    from outbox_django.faststream import OutboxBroker
+    from outbox_django.faststream import OutboxBroker, TestOutboxBroker
     from outbox_django.publishing import apublish, apublish_batch, publish, publish_batch
 
     broker: OutboxBroker
@@ -37,12 +37,9 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("publish", "publish_batch", "apublish", "apublish_batch"), "outbox_django.publishing"),
-    **dict.fromkeys(
-        ("OutboxPublisher", "OutboxResponse", "OutboxRoute", "OutboxRouter", "TestOutboxBroker"),
-        "outbox_core.faststream",
-    ),
+    **dict.fromkeys(("OutboxPublisher", "OutboxResponse", "OutboxRoute", "OutboxRouter"), "outbox_core.faststream"),
     "OutboxMessage": "outbox_core.faststream.annotations",
-    "OutboxBroker": "outbox_django.faststream",
+    **dict.fromkeys(("OutboxBroker", "TestOutboxBroker"), "outbox_django.faststream"),
 }
 
 

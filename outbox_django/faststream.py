@@ -1,13 +1,15 @@
 """FastStream's broker on Django's databases."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Unpack, cast
 
 from outbox_core.envelope import PublishOptions, check_queue, refuse_for_batches
 from outbox_core.errors import OptionError
 from outbox_core.events import Event, Handled, WorkerStopped
 from outbox_core.faststream import OutboxBroker as CoreBroker
+from outbox_core.faststream import TestOutboxBroker as CoreTestOutboxBroker
 from outbox_core.faststream.broker import BrokerOptions
 from outbox_core.faststream.producer import OutboxProducer
 from outbox_core.faststream.response import OutboxPublishCommand
@@ -19,7 +21,7 @@ from outbox_django.lanes import Lane, Lanes, in_thread
 from outbox_django.publishing import check_transaction
 from outbox_django.settings import TransactionPolicy, outbox_settings
 from outbox_django.signals import SignalSender
-from outbox_django.store import AtomicBlock, DjangoStore
+from outbox_django.store import AtomicBlock, DjangoStore, InlineStore
 
 logger = logging.getLogger("outbox")
 
@@ -207,3 +209,18 @@ class DjangoProducer(OutboxProducer):
     def _django_store(self) -> DjangoStore:
         assert isinstance(self._store, DjangoStore), "a Django broker has one"
         return self._store
+
+
+class TestOutboxBroker(CoreTestOutboxBroker, broker=OutboxBroker):
+    """FastStream's test broker; a transactional handler has its `atomic()` on the connection that the test has."""
+
+    @contextmanager
+    def _patch_producer(self, broker: CoreBroker) -> Iterator[None]:
+        config = broker.config.broker_config
+        store = cast("DjangoStore", config.store)
+        with super()._patch_producer(broker):
+            config.store = InlineStore(store.alias, store.tables)
+            try:
+                yield
+            finally:
+                config.store = store

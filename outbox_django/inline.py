@@ -3,12 +3,11 @@
 What handlers write is in the caller's transaction, if there is one, and so are the outcomes of their messages.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, cast
 
 from django.db import DatabaseError, connections
-from django.db.transaction import atomic
 
 from outbox_core import inline
 from outbox_core.events import Handled
@@ -17,7 +16,7 @@ from outbox_django.expressions import Now
 from outbox_django.handlers import load_handlers
 from outbox_django.lanes import in_thread, in_threads
 from outbox_django.models import OutboxMessage
-from outbox_django.store import DjangoStore
+from outbox_django.store import DjangoStore, InlineStore
 
 if TYPE_CHECKING:
     from outbox_core.faststream.subscriber import OutboxSubscriber
@@ -43,15 +42,6 @@ async def drain(alias: str, queues: Sequence[str], *, delayed: bool) -> AsyncGen
             if not delayed or (hastened := await in_thread(_hasten, alias, every, seen)) is None:
                 return
             seen.add(hastened)
-
-
-class InlineStore(DjangoStore):
-    """A transactional handler has its `atomic()` on the caller's connection, where that may be a savepoint."""
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[str]:  # type: ignore[override]  # a session may be an alias as well
-        async with in_threads(atomic(using=self.alias)):
-            yield self.alias
 
 
 @contextmanager

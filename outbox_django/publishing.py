@@ -17,7 +17,7 @@ from outbox_core.message import NewMessage
 from outbox_django.errors import NotInTransaction
 from outbox_django.lanes import in_thread
 from outbox_django.settings import TransactionPolicy, outbox_settings
-from outbox_django.store import DjangoStore
+from outbox_django.store import DjangoStore, in_atomic
 
 
 def publish(
@@ -130,7 +130,7 @@ def check_transaction(
 def in_transaction(connection: BaseDatabaseWrapper) -> bool:
     """Whether a rollback could still take the message back; the transaction that Django's TestCase opens does not count."""
     if connection.in_atomic_block:
-        return any(not getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+        return in_atomic(connection)
     return not connection.get_autocommit()
 
 

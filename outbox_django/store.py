@@ -7,7 +7,9 @@ its own, made from the same settings.
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
+from asgiref.sync import async_to_sync
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError, atomic
@@ -17,7 +19,7 @@ from outbox_core.schema import Tables
 from outbox_core.sql import Dialect, Maker, Row, SqlStore, dialect_for
 from outbox_core.sql.refusals import first_line, is_read_only, is_schema_refused
 from outbox_core.sql.store import SqlLink
-from outbox_core.store import Link, Listener
+from outbox_core.store import Link, Listener, OnCommit
 from outbox_django.connections import BorrowedConnection, OwnConnection, database_settings
 from outbox_django.errors import ReadOnlyDatabase
 from outbox_django.lanes import Lane, current_lane, in_thread, in_threads
@@ -90,6 +92,24 @@ class DjangoStore(SqlStore):
             with session.lane.entered():
                 return await in_thread(self.run_sync, make, session)
         return await in_thread(self._run_in_passing, make, session)
+
+    async def after_commit(self, session: object | None, todo: OnCommit) -> None:
+        with session.lane.entered() if isinstance(session, AtomicBlock) else nullcontext():
+            waits = await in_thread(self._waits_for_commit, session, todo)
+        if not waits:
+            await todo.run()
+
+    def after_commit_sync(self, session: object, todo: OnCommit) -> None:
+        if not self._waits_for_commit(session, todo):
+            _finish(todo)
+
+    def _waits_for_commit(self, session: object | None, todo: OnCommit) -> bool:
+        """By Django's own means, so that its test cases, which never commit, treat it as they treat all that waits."""
+        connection = self.connection(session)
+        waits = in_atomic(connection)
+        if waits:
+            connection.on_commit(partial(_finish, todo))
+        return waits
 
     async def _look(self, make: Maker) -> Sequence[Sequence[Row]]:
         """On a connection with deadlines: a worker that starts must not hang where its database accepts and is silent."""
@@ -206,8 +226,27 @@ class DirectStore(DjangoStore):
         return await self.run(make, None)
 
 
+class InlineStore(DjangoStore):
+    """A transactional handler has its `atomic()` on the caller's connection, where that may be a savepoint."""
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[str]:  # type: ignore[override]  # a session may be an alias as well
+        async with in_threads(atomic(using=self.alias)):
+            yield self.alias
+
+
 def _all_or_none(connection: BaseDatabaseWrapper, statements: int) -> AbstractContextManager[None]:
     return atomic(using=connection.alias) if statements > 1 else nullcontext()
+
+
+def in_atomic(connection: BaseDatabaseWrapper) -> bool:
+    """Whether an `atomic()` is open; the one that Django's TestCase opens does not count."""
+    return any(not getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+
+
+def _finish(todo: OnCommit) -> None:
+    """In a thread of the event loop's that waits meanwhile, or in a loop of its own where there is none."""
+    async_to_sync(todo.run)()
 
 
 def _vendor(engine: str) -> str:

@@ -3,10 +3,11 @@
 Nothing here opens, flushes or commits anything of the caller's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import InvalidRequestError, ResourceClosedError, UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
@@ -17,16 +18,30 @@ T = TypeVar("T")
 
 _ASYNC = "an AsyncSession or AsyncConnection"
 _SYNC = "a Session or Connection"
+_AUTOCOMMIT = (
+    "the connection is in AUTOCOMMIT, so the message would not be atomic with anything; "
+    "publish in a transaction, or without a session"
+)
 
 
 async def use_async(session: object, work: Callable[[Connection], T]) -> T:
     """Run *work* on the session's own connection and transaction."""
+    return await asynchronous(session).run_sync(lambda sync: work(connection_of(sync)))
+
+
+def use_sync(session: object, work: Callable[[Connection], T]) -> T:
+    """The same for synchronous code."""
+    return work(connection_of(synchronous(session)))
+
+
+def asynchronous(session: object) -> AsyncSession | AsyncConnection:
+    """*session*, if asynchronous code can publish on it; its `run_sync` leads to a `Session` or `Connection`."""
     if isinstance(session, async_scoped_session):
         session = session()
     if isinstance(session, AsyncSession):
-        return await session.run_sync(lambda sync: work(connection_of(sync)))
+        return session
     if isinstance(session, AsyncConnection):
-        return await _started(session).run_sync(lambda sync: work(_usable(sync)))
+        return _started(session)
     if isinstance(session, Session | Connection | scoped_session):
         raise WrongType("session", _ASYNC, session, "use publish_sync(...) with a synchronous session")
     if isinstance(session, AsyncEngine):
@@ -34,12 +49,12 @@ async def use_async(session: object, work: Callable[[Connection], T]) -> T:
     raise WrongType("session", f"{_ASYNC}, or None", session)
 
 
-def use_sync(session: object, work: Callable[[Connection], T]) -> T:
-    """The same for synchronous code."""
+def synchronous(session: object) -> Session | Connection:
+    """*session*, if synchronous code can publish on it."""
     if isinstance(session, scoped_session):
         session = session()
     if isinstance(session, Session | Connection):
-        return work(connection_of(session))
+        return session
     if isinstance(session, AsyncSession | AsyncConnection):
         raise WrongType("session", _SYNC, session, "use await publish(...) with an asynchronous session")
     raise WrongType("session", _SYNC, session)
@@ -49,8 +64,48 @@ def connection_of(session: Session | Connection) -> Connection:
     """The connection on which the session's transaction is open; the session begins one by itself, as for any query."""
     if isinstance(session, Connection):
         return _usable(session)
-    try:
+    with _named_errors():
         return _usable(session.connection())
+
+
+def in_transaction(session: Session | Connection) -> Session | Connection:
+    """*session* in a transaction, as after `connection_of`, but a `Session` is not connected by it."""
+    if isinstance(session, Connection):
+        connection = _usable(session)
+        if not connection.in_transaction():
+            connection.begin()
+        return connection
+    with _named_errors():
+        place_of(session)
+        if not session.in_transaction():
+            _begin(session)
+        if not session.is_active:
+            raise NoTransaction(
+                "the session cannot be used after an error, so nothing was published; roll it back first"
+            )
+    return session
+
+
+def place_of(session: Session | Connection) -> Connection | Engine:
+    """What the session is bound to."""
+    bind = session if isinstance(session, Connection) else session.get_bind()
+    if isinstance(bind, Connection):
+        return _usable(bind)
+    if _is_set_to_autocommit(bind):
+        raise NoTransaction(_AUTOCOMMIT)
+    return bind
+
+
+def _begin(session: Session) -> None:
+    if not session.autobegin:
+        raise NoTransaction('the session begins no transaction by itself; publish inside "async with session.begin()"')
+    session.begin()
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    try:
+        yield
     except UnboundExecutionError as error:
         raise NoTransaction(
             f"the session is bound to no engine: {error}; if it has one for each table, pass its connection instead"
@@ -71,15 +126,12 @@ def _usable(connection: Connection) -> Connection:
     if connection.invalidated:
         raise NoTransaction("the connection was lost and its transaction with it, so nothing was published")
     if _is_autocommit(connection):
-        raise NoTransaction(
-            "the connection is in AUTOCOMMIT, so the message would not be atomic with anything; "
-            "publish in a transaction, or without a session"
-        )
+        raise NoTransaction(_AUTOCOMMIT)
     return connection
 
 
 def _is_autocommit(connection: Connection) -> bool:
-    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+    if _is_set_to_autocommit(connection):
         return True
     # An engine in autocommit says so nowhere, but every driver of PostgreSQL has the attribute. SQLite's own is no proof:
     # SQLAlchemy's recipe for its savepoints switches it to autocommit and begins by hand.
@@ -87,7 +139,11 @@ def _is_autocommit(connection: Connection) -> bool:
     return connection.dialect.name == "postgresql" and getattr(driver, "autocommit", False) is True
 
 
-def check_same_database(connection: Connection, engine: AsyncEngine | None) -> None:
+def _is_set_to_autocommit(place: Connection | Engine) -> bool:
+    return place.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+
+
+def check_same_database(connection: Connection | Engine, engine: AsyncEngine | None) -> None:
     """`WrongDatabase` if the broker's engine is for another database than the session's."""
     if engine is None or connection.engine is engine.sync_engine:
         return

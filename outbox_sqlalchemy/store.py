@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from outbox_core.errors import (
@@ -26,10 +27,20 @@ from outbox_core.schema import Tables
 from outbox_core.sql import Dialect, Maker, Row, SqlStore, Statement, begun, dialect_for
 from outbox_core.sql.refusals import first_line, is_login_refused, is_schema_refused
 from outbox_core.sql.remember import remembered
-from outbox_core.store import Listener
+from outbox_core.store import Listener, OnCommit
+from outbox_sqlalchemy.commits import after_commit
 from outbox_sqlalchemy.connections import OwnConnection
 from outbox_sqlalchemy.listen import listen_on
-from outbox_sqlalchemy.sessions import check_same_database, describe, use_async, use_sync
+from outbox_sqlalchemy.sessions import (
+    asynchronous,
+    check_same_database,
+    describe,
+    in_transaction,
+    place_of,
+    synchronous,
+    use_async,
+    use_sync,
+)
 
 DEADLINE = 10.0  # seconds for any statement of a worker's
 
@@ -74,6 +85,19 @@ class SqlAlchemyStore(SqlStore):
 
     def run_sync(self, make: Maker, session: object) -> Sequence[Sequence[Row]]:
         return use_sync(session, partial(self._run_on, make))
+
+    async def after_commit(self, session: object | None, todo: OnCommit) -> None:
+        if session is None:
+            await todo.run()
+        else:
+            await asynchronous(session).run_sync(self._after_commit, todo)
+
+    def after_commit_sync(self, session: object, todo: OnCommit) -> None:
+        self._after_commit(synchronous(session), todo)
+
+    def _after_commit(self, session: Session | Connection, todo: OnCommit) -> None:
+        check_same_database(place_of(in_transaction(session)), self.engine)
+        after_commit(session, todo)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:

@@ -28,7 +28,7 @@ from faststream._internal.logger import DefaultLoggerStorage, LoggerState, make_
 from faststream._internal.logger.logging import get_broker_logger
 from faststream._internal.parser import DefaultCodec
 from faststream._internal.producer import ProducerProto
-from faststream._internal.testing.broker import TestBroker, change_producer
+from faststream._internal.testing.broker import TestBroker
 
 # The module of the command `faststream`, which is found among those that are imported, and not imported here.
 COMMAND_LINE = "faststream._internal.cli.main"
@@ -61,7 +61,6 @@ __all__ = [
     "SubscriberUsecase",
     "SubscriberUsecaseConfig",
     "TestBroker",
-    "change_producer",
     "get_broker_logger",
     "json_loads",
     "make_logger_state",

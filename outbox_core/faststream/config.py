@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from outbox_core.faststream._compat import (
     get_broker_logger,
     make_logger_state,
 )
-from outbox_core.faststream.producer import OutboxProducer, SyncProducer, TransactionPolicy
+from outbox_core.faststream.producer import ProducerSlot, SyncProducer, TransactionPolicy
 from outbox_core.options import ConsumerOptions
 from outbox_core.slots import Lane
 from outbox_core.store import Store
@@ -57,7 +57,8 @@ class OutboxBrokerConfig(BrokerConfig):
     injection: Injection | None = None
     max_workers: int = 1
     serves: Callable[[str], bool] = _all_queues
-    sync_producer: OutboxProducer = field(init=False)
+    producer = ProducerSlot()
+    sync_producer = ProducerSlot()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,10 @@ loop (`outbox_core.waiting.drive`): that is how a synchronous publish runs the s
 """
 
 import warnings
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, cast
 
 from faststream.exceptions import FeatureNotSupportedException
@@ -27,6 +31,44 @@ _NO_TRANSACTION = (
     "publish to {queue!r} has no session, so it is not atomic with anything; pass session=… to publish in your "
     "transaction, or standalone=True if that is what you want"
 )
+
+
+_stand_ins: ContextVar[Mapping[object, "OutboxProducer"] | None] = ContextVar("outbox_producers", default=None)
+
+
+class ProducerSlot:
+    """Where a broker's config keeps a producer. A task may have another in its place, for itself; see `standing_in`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, config: Any, owner: type) -> ProducerProto[Any]:
+        own: ProducerProto[Any] = config.__dict__[self._name]
+        stand_ins = _stand_ins.get()
+        return own if stand_ins is None else stand_ins.get(own, own)
+
+    def __set__(self, config: Any, producer: object) -> None:
+        config.__dict__[self._name] = producer
+
+
+@contextmanager
+def standing_in(producers: "Iterable[tuple[OutboxBrokerConfig, OutboxProducer, OutboxProducer]]") -> Iterator[None]:
+    """Within, the current task and what it starts publish by these producers, asynchronously and synchronously.
+
+    All others publish by their own, and so does, once this is over, a task that was started within.
+    """
+    mine: dict[object, OutboxProducer] = {}
+    for config, producer, sync_producer in producers:
+        mine |= {vars(config)["producer"]: producer, vars(config)["sync_producer"]: sync_producer}
+    before = _stand_ins.get()
+    here = ChainMap(mine, cast("dict[object, OutboxProducer]", before or {}))
+    _stand_ins.set(here)
+    try:
+        yield
+    finally:
+        mine.clear()
+        if _stand_ins.get() is here:  # a fixture may be left in another context than it was entered in
+            _stand_ins.set(before)
 
 
 class OutboxProducer(ProducerProto[OutboxPublishCommand]):

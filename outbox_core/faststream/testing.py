@@ -1,31 +1,47 @@
-"""`TestOutboxBroker`: the broker in memory, for tests of handlers.
+"""`TestOutboxBroker`: the broker in memory, for tests of handlers and for a rehearsal beside its work.
 
-A publish runs the real checks and the real encoder, then the handler at once, and raises what it raises. There is no
-table, no lease and no retry here; for those, give the engine an `outbox_core.memory.MemoryStore` or a real database.
+not running  --> everybody's publishes go to memory, and every handler has its mock
+running      --> only those of the task that entered, and of what it starts; the worker goes on as it was
+with_real    --> the database, and every handler has its mock
 """
 
-import asyncio
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from itertools import count
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, cast
-from uuid import uuid4
 
-from faststream.exceptions import SubscriberNotFound
-
-from outbox_core.faststream._compat import TestBroker, change_producer
+from outbox_core.faststream._compat import TestBroker
 from outbox_core.faststream.broker import OutboxBroker
-from outbox_core.faststream.producer import OutboxProducer
+from outbox_core.faststream.producer import standing_in
 from outbox_core.faststream.publisher import OutboxPublisher
-from outbox_core.faststream.response import OutboxPublishCommand
+from outbox_core.faststream.rehearsal import Rehearsal, RehearsalProducer
 from outbox_core.faststream.subscriber import OutboxSubscriber
-from outbox_core.message import Delivery, NewMessage
 
 
 class TestOutboxBroker(TestBroker[OutboxBroker, Any], broker=OutboxBroker):
-    """Redirects publishes to the broker's own handlers; `with_real=True` keeps the database and adds the mocks."""
+    """Redirects publishes to the brokers' own handlers; `with_real=True` keeps the database and adds the mocks.
+
+    Brokers of which one is running are left as they are: what is published elsewhere meanwhile is inserted, what is
+    consumed is handled, and a stop stops. There are no mocks then, since they would record the worker's calls.
+    """
+
+    @asynccontextmanager
+    async def _create_ctx(self) -> AsyncGenerator[list[OutboxBroker], None]:
+        self._rehearsal = Rehearsal(self.brokers)
+        async with AsyncExitStack() as stack:
+            if not self.with_real and any(map(_is_at_work, self.brokers)):
+                configs = [broker.config.broker_config for broker in self.brokers]
+                stack.enter_context(standing_in((one, *self._rehearsal.producers_of(one)) for one in configs))
+                brokers = list(self.brokers)
+            else:
+                brokers = await stack.enter_async_context(super()._create_ctx())
+            await stack.enter_async_context(self._rehearsal.held())
+            yield brokers
+
+    def _fake_start(self, broker: OutboxBroker, *args: Any, **kwargs: Any) -> None:
+        super()._fake_start(broker, *args, **kwargs)
+        for subscriber in cast("list[OutboxSubscriber]", broker.subscribers):
+            if subscriber.served_queues:
+                subscriber.make_consumer()  # what is wrong with its options is raised here as by a start
 
     @staticmethod
     async def _fake_connect(broker: OutboxBroker, *args: Any, **kwargs: Any) -> None:
@@ -34,87 +50,22 @@ class TestOutboxBroker(TestBroker[OutboxBroker, Any], broker=OutboxBroker):
     @contextmanager
     def _patch_producer(self, broker: OutboxBroker) -> Iterator[None]:
         config = broker.config.broker_config
-        real = config.sync_producer
-        config.sync_producer = cast("Any", _FakeSyncProducer(broker, self.brokers))
+        before = config.producer, config.sync_producer
+        config.producer, config.sync_producer = self._rehearsal.producers_of(config)
         try:
-            with change_producer(config, FakeProducer(broker, self.brokers)):
-                yield
+            yield
         finally:
-            config.sync_producer = real
+            config.producer, config.sync_producer = before
 
     def create_publisher_fake_subscriber(
         self, broker: OutboxBroker, publisher: OutboxPublisher
     ) -> tuple[OutboxSubscriber, bool]:
-        for subscriber in _subscribers(self.brokers):
-            if publisher.queue in subscriber.queues:
-                return subscriber, True
-        return broker.subscriber(publisher.queue, persistent=False), False
+        found = self._rehearsal.subscriber(publisher.queue)
+        return (found, True) if found is not None else (broker.subscriber(publisher.queue, persistent=False), False)
 
 
-class FakeProducer(OutboxProducer):
-    """Delivers to the subscriber of the queue instead of inserting a row."""
-
-    _ids = count(1)
-
-    def __init__(self, broker: OutboxBroker, brokers: Sequence[OutboxBroker]) -> None:
-        super().__init__(broker.config.broker_config)
-        self._brokers = brokers
-
-    async def publish(self, cmd: OutboxPublishCommand) -> int:
-        return (await self.publish_batch(cmd))[0]
-
-    async def publish_batch(self, cmd: OutboxPublishCommand) -> list[int]:  # type: ignore[override]  # never None here
-        deliveries = [_delivery(message, next(self._ids)) for message in await self.compose(cmd)]
-        subscriber = self._subscriber(cmd.destination)
-        if subscriber is not None and subscriber.options.batch:
-            await subscriber.process_message(deliveries)
-        elif subscriber is not None:
-            for delivery in deliveries:
-                await subscriber.process_message(delivery)
-        return [delivery.id for delivery in deliveries]
-
-    async def request(self, cmd: OutboxPublishCommand) -> Any:
-        subscriber = self._subscriber(cmd.destination)
-        if subscriber is None:
-            raise SubscriberNotFound(f"no subscriber of {cmd.destination!r}")
-        delivery = _delivery((await self.compose(cmd))[0], next(self._ids))
-        raw = [delivery] if subscriber.options.batch else delivery
-        async with asyncio.timeout(cmd.timeout):
-            response = await subscriber.process_message(raw)
-        answer = OutboxPublishCommand(
-            response.body, queue=cmd.destination, headers=response.headers, correlation_id=response.correlation_id
-        )
-        return _delivery((await self.compose(answer))[0], next(self._ids))
-
-    def _subscriber(self, queue: str) -> OutboxSubscriber | None:
-        return next((one for one in _subscribers(self._brokers) if queue in one.queues), None)
-
-
-class _FakeSyncProducer(FakeProducer):
-    async def publish_batch(self, cmd: OutboxPublishCommand) -> list[int]:  # type: ignore[override]  # as above
-        return [_delivery(message, next(self._ids)).id for message in await self.compose(cmd)]
-
-
-def _subscribers(brokers: Sequence[OutboxBroker]) -> Iterator[OutboxSubscriber]:
-    for broker in brokers:
-        yield from cast("list[OutboxSubscriber]", broker.subscribers)
-
-
-def _delivery(message: NewMessage, id: int) -> Delivery:
-    now = datetime.now(UTC)
-    return Delivery(
-        id=id,
-        message_id=message.message_id,
-        queue=message.queue,
-        key=message.key,
-        payload=message.payload,
-        headers=json.loads(message.headers),
-        priority=message.priority,
-        attempts=0,
-        deliveries=0,
-        created_at=now,
-        first_attempt_at=None,
-        due_at=now,
-        claimed_at=now,
-        token=uuid4(),
-    )
+def _is_at_work(broker: OutboxBroker) -> bool:
+    """It is running, or it is rehearsing already."""
+    config = broker.config.broker_config
+    worker = config.worker
+    return broker.running or (worker is not None and worker.running) or isinstance(config.producer, RehearsalProducer)

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
 from outbox_core.schema import Tables
 from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
-from outbox_core.store import Armed, Difference, Listener, Settlement, Survey, Want
+from outbox_core.store import Armed, Difference, Listener, OnCommit, Settlement, Survey, Want
 
 Maker: TypeAlias = Callable[[Dialect], Sequence[Statement]]
 
@@ -58,6 +58,12 @@ class SqlStore(ABC):
     @abstractmethod
     def run_sync(self, make: Maker, session: object) -> Sequence[Sequence[Row]]:
         """The same on a synchronous session."""
+
+    @abstractmethod
+    async def after_commit(self, session: object | None, todo: OnCommit) -> None: ...
+
+    @abstractmethod
+    def after_commit_sync(self, session: object, todo: OnCommit) -> None: ...
 
     @abstractmethod
     def transaction(self) -> AbstractAsyncContextManager[object]: ...

@@ -1,16 +1,19 @@
 """`TestOutboxBroker`: handlers tested without a database, or with the real one and mocks."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from faststream import BaseMiddleware, FastStream, TestApp
-from faststream.exceptions import RejectMessage, SubscriberNotFound
+from faststream import AckPolicy, BaseMiddleware, FastStream, TestApp
+from faststream.exceptions import NackMessage, RejectMessage, SubscriberNotFound
 from pydantic import BaseModel, NonNegativeFloat, ValidationError
-from sqlalchemy.orm import Session
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from outbox_core.errors import CannotEncode, InvalidMessage, Undecodable
+from outbox_core.errors import CannotEncode, InvalidMessage, NotStarted, OptionError, Undecodable
+from outbox_core.faststream import OutboxBroker as CoreBroker
+from outbox_core.memory import MemoryStore
 from outbox_sqlalchemy import OutboxBroker, OutboxMessage, OutboxResponse, OutboxRouter, TestOutboxBroker
 from tests.places import Place, until
 
@@ -204,7 +207,7 @@ async def test_responses_and_answers_go_on_in_memory() -> None:
 
     @broker.subscriber("orders")
     async def handle(body: int) -> OutboxResponse:
-        return OutboxResponse(body + 1, queue="letters", session=object())
+        return OutboxResponse(body + 1, queue="letters")
 
     @broker.subscriber(["letters", "answers"])
     async def collect(body: int, message: OutboxMessage) -> None:
@@ -313,22 +316,253 @@ async def test_the_broker_is_itself_again_afterwards(place: Place) -> None:
     assert [row.payload for row in place.rows()] == [b"2"]
 
 
-async def test_a_sync_publish_is_checked_and_goes_nowhere(place: Place) -> None:
+async def test_the_broker_is_itself_again_after_a_test_that_failed(place: Place) -> None:
     broker = place.broker()
 
     @broker.subscriber("orders")
     async def handle(body: int) -> None: ...
 
+    with pytest.raises(AssertionError):
+        async with TestOutboxBroker(broker):
+            raise AssertionError
+    await broker.publish(2, "orders")
+
+    assert [row.payload for row in place.rows()] == [b"2"]
+
+
+async def test_publishes_from_threads_and_from_other_tasks_are_in_memory_too(place: Place) -> None:
+    broker = place.broker()
+    go_on = asyncio.Event()
+
+    @broker.subscriber("orders")
+    async def handle(body: int) -> None: ...
+
+    async def before() -> None:
+        await go_on.wait()
+        await broker.publish(1, "orders")
+
+    task = asyncio.create_task(before())
     async with TestOutboxBroker(broker):
-        with Session(place.sync_engine) as session:
-            row_id = broker.publish_sync(1, "orders", session=session)
-            with pytest.raises(CannotEncode):
-                broker.publish_sync(object(), "orders", session=session)
-            session.commit()
+        go_on.set()
+        await task
+        await asyncio.to_thread(lambda: asyncio.run(broker.publish(2, "orders")))
+
+        assert [call.args for call in handle.mock.call_args_list] == [(1,), (2,)]
+    assert place.rows() == []
+
+
+async def test_a_scheduled_message_and_a_timer_are_handled_at_once() -> None:
+    broker = OutboxBroker()
+
+    @broker.subscriber("orders")
+    async def handle(body: int, message: OutboxMessage) -> tuple[str | None, int]:
+        return message.key, message.priority
+
+    async with TestOutboxBroker(broker):
+        await broker.publish(1, "orders", activate_in=timedelta(days=1), key="k", priority=3)
+        await broker.publish(2, "orders", activate_at=datetime.now(UTC) + timedelta(days=1))
+        await broker.publish(3, "orders", timer_id="t", activate_in=timedelta(days=1))
+        await broker.publish(4, "orders", timer_id="t", activate_in=timedelta(days=1))
+
+        assert [call.args for call in handle.mock.call_args_list] == [(1,), (2,), (3,), (4,)]
+
+
+async def test_a_message_id_is_kept_and_free_again_when_its_message_is_handled() -> None:
+    broker = OutboxBroker()
+    seen: list[str] = []
+
+    @broker.subscriber("orders")
+    async def handle(body: int, message: OutboxMessage) -> None:
+        seen.append(message.message_id)
+
+    id = "0197a3c0-0000-7000-8000-000000000001"
+    async with TestOutboxBroker(broker):
+        first = await broker.publish(1, "orders", message_id=id)
+        second = await broker.publish(1, "orders", message_id=id)
+
+    assert seen == [id, id]
+    assert first != second
+
+
+async def test_a_batch_subscriber_answers_a_request() -> None:
+    broker = OutboxBroker()
+
+    @broker.subscriber("questions", batch=True)
+    async def answer(bodies: list[int]) -> int:
+        return sum(bodies) + 1
+
+    async with TestOutboxBroker(broker):
+        assert await (await broker.request(41, "questions")).decode() == 42
+
+
+async def test_a_subscriber_registered_inside_needs_no_start() -> None:
+    broker = OutboxBroker()
+    got: list[int] = []
+    async with TestOutboxBroker(broker):
+
+        @broker.subscriber("orders")
+        async def handle(body: int) -> None:
+            got.append(body)
+
+        await broker.publish(1, "orders")
+
+    assert got == [1]
+
+
+async def test_a_subscriber_that_could_not_start_fails_its_test() -> None:
+    broker = OutboxBroker()
+
+    @broker.subscriber("orders", transactional=True, ack_policy=AckPolicy.ACK_FIRST)
+    async def handle(body: int) -> None: ...
+
+    with pytest.raises(OptionError, match="cannot be transactional"):
+        await TestOutboxBroker(broker).__aenter__()
+    assert not broker.running
+
+
+async def test_a_handlers_calls_can_be_waited_for() -> None:
+    broker = OutboxBroker()
+
+    @broker.subscriber("orders")
+    async def handle(body: int) -> None: ...
+
+    async with TestOutboxBroker(broker):
+        publishing = asyncio.create_task(broker.publish(1, "orders"))
+        await handle.wait_call(5)
+
+        handle.mock.assert_called_once_with(1)
+        await publishing
+
+
+def test_an_application_is_tested_without_an_event_loop_of_the_tests() -> None:
+    broker = OutboxBroker()
+    app = FastStream(broker)
+    got: list[int] = []
+
+    @broker.subscriber("orders")
+    async def handle(body: int) -> None:
+        got.append(body)
+
+    @app.after_startup
+    async def publish() -> None:
+        await broker.publish(1, "orders")
+
+    async def test() -> None:
+        async with TestOutboxBroker(broker):
+            with TestApp(app):
+                assert got == [1]
+
+    asyncio.run(test())
+
+
+# Transactional handlers
+
+
+async def test_a_transactional_handler_has_its_transaction(both: Place) -> None:
+    both.run("CREATE TABLE IF NOT EXISTS written (body integer)", "DELETE FROM written")
+    broker = both.broker()
+
+    @broker.publisher("mails")
+    @broker.subscriber("orders", transactional=True)
+    async def handle(body: int, message: OutboxMessage) -> int:
+        await message.session.execute(text("INSERT INTO written VALUES (:body)"), {"body": body})
+        await broker.publish(body, "mails")
+        await broker.publish(body, "mails", session=message.session)
+        collect.mock.assert_not_called()
+        if body < 0:
+            raise ValueError(body)
+        if body == 0:
+            raise NackMessage
+        return body
+
+    @broker.subscriber("mails")
+    async def collect(body: int) -> None: ...
+
+    async with TestOutboxBroker(broker):
+        with pytest.raises(ValueError, match="-1"):
+            await broker.publish(-1, "orders")
+        await broker.publish(0, "orders")
+        collect.mock.assert_not_called()
+        answer = await broker.request(1, "orders")
+
+        assert await answer.decode() == 1
+        assert [call.args for call in collect.mock.call_args_list] == [(1,)] * 3
+    with both.sync_engine.connect() as connection:
+        assert connection.execute(text("SELECT body FROM written")).fetchall() == [(1,)]
+    assert both.rows() == []
+    both.run("DROP TABLE written")
+
+
+async def test_a_transactional_batch_is_one_transaction(place: Place) -> None:
+    broker = place.broker()
+
+    @broker.subscriber("orders", transactional=True, batch=True)
+    async def handle(bodies: list[int], message: OutboxMessage) -> None:
+        for body in bodies:
+            await broker.publish(body, "mails", session=message.session)
+        collect.mock.assert_not_called()
+
+    @broker.subscriber("mails")
+    async def collect(body: int) -> None: ...
+
+    async with TestOutboxBroker(broker):
+        await broker.publish_batch(1, 2, queue="orders")
+
+        assert [call.args for call in collect.mock.call_args_list] == [(1,), (2,)]
+
+
+async def test_a_transactional_handler_that_does_not_use_its_session_needs_no_database() -> None:
+    broker = OutboxBroker(create_async_engine("postgresql+asyncpg://user:secret@127.0.0.1:1/nowhere"))
+
+    @broker.publisher("mails")
+    @broker.subscriber("orders", transactional=True)
+    async def handle(body: int) -> int:
+        return body
+
+    @broker.subscriber("mails")
+    async def collect(body: int) -> None: ...
+
+    async with TestOutboxBroker(broker):
+        await broker.publish(1, "orders")
+
+        collect.mock.assert_called_once_with(1)
+
+
+async def test_a_transactional_handler_without_an_engine_is_told_the_way_out() -> None:
+    broker = OutboxBroker()
+
+    @broker.subscriber("orders", transactional=True)
+    async def handle(body: int) -> None: ...
+
+    @broker.subscriber("letters")
+    async def other(body: int) -> None: ...
+
+    async with TestOutboxBroker(broker):
+        with pytest.raises(NotStarted, match="needs a database in tests too; create its broker with an engine"):
+            await broker.publish(1, "orders")
+        await broker.publish(1, "letters")
 
         handle.mock.assert_not_called()
-    assert isinstance(row_id, int)
-    assert place.rows() == []
+        other.mock.assert_called_once_with(1)
+
+
+async def test_a_transactional_handler_on_the_memory_store_has_its_transaction() -> None:
+    broker = CoreBroker(MemoryStore())
+
+    @broker.publisher("mails")
+    @broker.subscriber("orders", transactional=True)
+    async def handle(body: int) -> int:
+        await broker.publish(body, "mails")
+        collect.mock.assert_not_called()
+        return body
+
+    @broker.subscriber("mails")
+    async def collect(body: int) -> None: ...
+
+    async with TestOutboxBroker(broker):
+        await broker.publish(1, "orders")
+
+        assert [call.args for call in collect.mock.call_args_list] == [(1,), (1,)]
 
 
 # With the real database
