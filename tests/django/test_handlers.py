@@ -37,8 +37,8 @@ from outbox_django import (
 )
 from outbox_django.models import DeadLetter
 from outbox_django.models import OutboxMessage as Row
+from tests import processes
 from tests.databases import execute
-from tests.django import sites
 from tests.django.running import PATIENCE, consuming, drain, handle_until, until
 
 
@@ -276,7 +276,7 @@ def test_a_lane_keeps_its_connection(django_databases: Mapping[str, URL]) -> Non
 def nobody_else_is_connected(url: URL) -> None:
     """Return when the only connection is that of the question; those that were closed take a moment to end."""
     open_ones = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-    sites.until(lambda: execute(url, open_ones), [(1,)])
+    processes.until(lambda: execute(url, open_ones), [(1,)])
 
 
 @pytest.mark.parametrize(("conn_max_age", "connected"), [(0, 5), (None, 1), (600, 1)])
@@ -850,7 +850,7 @@ def test_a_handler_that_takes_too_long_is_not_given_to_a_second_lane_meanwhile(
         with transaction.atomic():
             Group.objects.create(name="slow")
             events.append("slow begins")
-            sites.until(lambda: execute(django_databases["default"], claimed), [("fast",)], patience=10)
+            processes.until(lambda: execute(django_databases["default"], claimed), [("fast",)], patience=10)
             sleep(0.1)  # the time that it has ends
             events.append("slow ends")
 
