@@ -8,6 +8,8 @@ from outbox_core.errors import NotStarted
 
 T = TypeVar("T")
 
+CLOSE_PATIENCE = 1.0  # seconds that a question may still take when nobody waits for its answer any more
+
 
 async def within(seconds: float, what: Awaitable[object]) -> bool:
     """Whether *what* came to its end within *seconds*; it is cancelled if not."""
@@ -39,9 +41,10 @@ class Question:
         return asked.done() and not asked.cancelled() and asked.result()
 
     async def close(self) -> None:
-        """Wait for no answer any more."""
+        """Wait for the answer on its way and for no other. Cut half-way, it leaves a connection that nobody closes."""
         asked, self._asked = self._asked, None
         if asked is not None:
+            await asyncio.wait([asked], timeout=CLOSE_PATIENCE)
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
 
