@@ -10,9 +10,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import monotonic, perf_counter
+from time import perf_counter
 
-from outbox_core.dispatch import decide_anyway, refuse
+from outbox_core.dispatch import decide_anyway
 from outbox_core.events import Handled, Observer
 from outbox_core.isolation import Isolation
 from outbox_core.message import Delivery
@@ -119,7 +119,9 @@ class Puller:
         return self.room() > 0
 
     def add(self, deliveries: Sequence[Delivery]) -> None:
-        for delivery in filter(self._may_begin, deliveries):
+        for delivery in deliveries:
+            if not self._settler.may_start(delivery, self.options):
+                continue
             if delivery.suspect:
                 self._suspects.append(delivery)
                 task = asyncio.create_task(self._introduce(delivery))
@@ -127,17 +129,6 @@ class Puller:
                 task.add_done_callback(self._introductions.discard)
             else:
                 self._hand_out(delivery)
-
-    def _may_begin(self, delivery: Delivery) -> bool:
-        if monotonic() > delivery.lease_ends:
-            self._settler.forget(delivery)
-            return False
-        outcome = refuse(delivery, self.options)
-        if outcome is not None:
-            logger.error("message %s in %r is dead: %s", delivery.id, delivery.queue, outcome)
-            self._settler.put(delivery, outcome)
-            return False
-        return True
 
     async def _introduce(self, suspect: Delivery) -> None:
         """Hand out a suspect in its turn, and keep the turn until its outcome is in the database."""

@@ -13,9 +13,11 @@ from functools import partial
 from itertools import islice
 from time import monotonic
 
+from outbox_core.dispatch import refuse
 from outbox_core.events import DeadLettered, LeaseLost, Observer, Settled
 from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
+from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
 from outbox_core.store import Link, Settlement
 from outbox_core.waiting import within
@@ -139,6 +141,18 @@ class Settler:
         self._watched = monotonic()
 
     # What becomes of it
+
+    def may_start(self, delivery: Delivery, options: ConsumerOptions) -> bool:
+        """Whether a handler may begin with *delivery*; if not, it is forgotten or has its outcome."""
+        if monotonic() > delivery.lease_ends:
+            self.forget(delivery)
+            return False
+        outcome = refuse(delivery, options)
+        if outcome is not None:
+            logger.error("message %s in %r is dead: %s", delivery.id, delivery.queue, outcome)
+            self.put(delivery, outcome)
+            return False
+        return True
 
     def put(self, delivery: Delivery, outcome: Outcome) -> None:
         """Have *outcome* written soon. Does nothing for a delivery whose lease was lost."""

@@ -11,10 +11,10 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import TypeAlias
 
-from outbox_core.dispatch import Silence, decide_anyway, refuse
+from outbox_core.dispatch import Silence, decide_anyway
 from outbox_core.events import Handled, Observer
 from outbox_core.isolation import Isolation
 from outbox_core.message import Delivery
@@ -259,7 +259,7 @@ class Consumer:
         if self._settler.leases_unwatched():
             await self._settler.catch_up()
             batch = self._still_startable(batch)
-        startable = [delivery for delivery in batch if self._may_start(delivery)]
+        startable = [delivery for delivery in batch if self._settler.may_start(delivery, self.options)]
         suspects = [delivery for delivery in startable if delivery.suspect]
         normal = [delivery for delivery in startable if not delivery.suspect] if suspects else startable
         if normal and self._isolation.closed:
@@ -288,17 +288,6 @@ class Consumer:
                 self._settler.put(delivery, Release())
             return []
         return [delivery for delivery in batch if not delivery.lease_lost]
-
-    def _may_start(self, delivery: Delivery) -> bool:
-        if monotonic() > delivery.lease_ends:
-            self._settler.forget(delivery)
-            return False
-        outcome = refuse(delivery, self.options)
-        if outcome is not None:
-            logger.error("message %s in %r is dead: %s", delivery.id, delivery.queue, outcome)
-            self._settler.put(delivery, outcome)
-            return False
-        return True
 
     async def _run(self, batch: list[Delivery]) -> None:
         if self.ack_first:
