@@ -10,7 +10,8 @@ REQUIRE ?=
 # Further arguments for pytest, such as ARGS='-x tests/core'.
 ARGS ?=
 # How many processes run the tests; 0 runs them in this one, for a debugger or to see what they print.
-PROCESSES ?= auto
+# One for each core, but the 100 connections of a server that OUTBOX_TEST_POSTGRES names are not for more than four.
+PROCESSES ?= auto --maxprocesses 4
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
