@@ -4,6 +4,7 @@ vote | exception | neither  --decide-->  Ack | Retry | DeadLetter
 """
 
 import logging
+from dataclasses import replace
 from datetime import timedelta
 from math import isnan
 from typing import Literal, TypeAlias
@@ -35,6 +36,13 @@ def decide(
     *silence* says what a return without a vote means. An ack that is followed by an exception (FastStream's
     `AckPolicy.ACK`) is a dead letter with its reason: a failure is never deleted unseen.
     """
+    outcome = _decide(delivery, error, options, seconds, silence)
+    return _for_its_key(outcome, delivery, options) if isinstance(outcome, DeadLetter) else outcome
+
+
+def _decide(
+    delivery: Delivery, error: BaseException | None, options: ConsumerOptions, seconds: float, silence: Silence
+) -> Outcome:
     if isinstance(error, Undecodable):
         innocent = error.message_ids is not None and delivery.message_id not in error.message_ids
         return Release() if innocent else DeadLetter("undecodable", render(error))
@@ -78,7 +86,14 @@ def refuse(delivery: Delivery, options: ConsumerOptions) -> Outcome | None:
     """The outcome of a delivery whose handler must not start again, or None to let it start."""
     if options.max_deliveries is None or delivery.deliveries < options.max_deliveries:
         return None
-    return DeadLetter("max_deliveries", f"its handler was started {delivery.deliveries} times, which is the limit")
+    reason = f"its handler was started {delivery.deliveries} times, which is the limit"
+    return _for_its_key(DeadLetter("max_deliveries", reason), delivery, options)
+
+
+def _for_its_key(dead: DeadLetter, delivery: Delivery, options: ConsumerOptions) -> DeadLetter:
+    """What it means for the messages behind it."""
+    halts = delivery.key is not None and options.on_dead_letter == "halt"
+    return replace(dead, halts=True) if halts else dead
 
 
 def _after_failure(

@@ -90,7 +90,7 @@ def compose(
     identity = new_message_id() if message_id is None else _check_message_id(message_id)
     delay, available_at = _check_schedule(activate_in, activate_at)
     if key is not None:
-        _check_name("key", key)
+        check_key(key)
     if timer_id is not None:
         _check_name("timer_id", timer_id)
     if timer_conflict not in ("ignore", "extend", "replace"):
@@ -189,6 +189,11 @@ _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", 
 def check_queue(queue: object) -> str:
     """*queue* if it is a usable name: 1 to 255 characters, not blank, no control characters."""
     return _check_name("queue", queue)
+
+
+def check_key(key: object) -> str:
+    """*key* if it is a usable one: the same rules as for a queue."""
+    return _check_name("key", key)
 
 
 def check_timer_id(timer_id: object) -> str:

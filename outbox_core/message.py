@@ -64,6 +64,7 @@ class Delivery:
     lease_ends: float = 0.0
     begun: bool = field(default=False, init=False)  # counted in the row before its handler started
     lease_lost: bool = field(default=False, init=False)
+    acked: bool = field(default=False, init=False)  # decided, if not yet written: the next of its key may begin
     vote: Vote | None = field(default=None, init=False)
     session: object | None = field(default=None, init=False)
     completion: Completion | None = field(default=None, init=False)
@@ -107,7 +108,10 @@ class PendingMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueStats:
-    """One queue at one moment. `oldest_age` is in seconds, of the oldest message that is due; None if none is."""
+    """One queue at one moment. `oldest_age` is in seconds, of the oldest message that is due; None if none is.
+
+    `blocked_keys`: keys whose first message waits for another attempt or is dead and halts them, while others wait behind it.
+    """
 
     queue: str
     ready: int = 0

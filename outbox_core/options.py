@@ -7,11 +7,13 @@ Adapters take the same options as keyword arguments (`**options: Unpack[Subscrib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import TypedDict
+from typing import Literal, TypeAlias, TypedDict
 
 from outbox_core.envelope import check_queue
 from outbox_core.errors import OptionError, WrongType
 from outbox_core.retry import RetryStrategy, default_retry
+
+OnDeadLetter: TypeAlias = Literal["continue", "halt"]
 
 MAX_WORKERS = 1_000
 MAX_RECORDS = 10_000
@@ -31,6 +33,7 @@ class SubscriberOptions(TypedDict, total=False):
     max_records: int
     handler_timeout: float | None
     cancel_on_lease_lost: bool
+    on_dead_letter: OnDeadLetter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,8 @@ class ConsumerOptions:
     speed. `min_fetch_interval` and `max_fetch_interval`: seconds between polls while nothing is heard or found.
     `batch`: the handler takes a list of up to `max_records`. `handler_timeout`: seconds after which a handler run is
     cancelled and counts as failed, None for no limit. `cancel_on_lease_lost`: cancel a handler whose message has gone to
-    another worker.
+    another worker. `on_dead_letter`: whether the key of a dead message goes on with its next one, or halts until the dead
+    one is redriven or the key is released.
     """
 
     queues: tuple[str, ...]
@@ -58,6 +62,7 @@ class ConsumerOptions:
     max_records: int = 100
     handler_timeout: float | None = None
     cancel_on_lease_lost: bool = False
+    on_dead_letter: OnDeadLetter = "continue"
 
     def __post_init__(self) -> None:
         if not self.queues:
@@ -77,6 +82,8 @@ class ConsumerOptions:
         _check_seconds("max_fetch_interval", self.max_fetch_interval, self.min_fetch_interval, 3_600.0)
         if self.handler_timeout is not None:
             _check_seconds("handler_timeout", self.handler_timeout, 0.001, 86_400.0)
+        if self.on_dead_letter not in ("continue", "halt"):
+            raise OptionError(f'on_dead_letter must be "continue" or "halt", got {self.on_dead_letter!r}')
         if isinstance(self.retry_strategy, type) or not isinstance(self.retry_strategy, RetryStrategy):
             raise WrongType("retry_strategy", "a retry strategy such as ExponentialRetry()", self.retry_strategy)
 

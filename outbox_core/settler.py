@@ -166,6 +166,8 @@ class Settler:
         """Its handler's transaction has deleted the row."""
         if self._drop(delivery):
             self._observe(Settled(1, ()))
+            if delivery.key is not None:
+                self.scheduled()
 
     def undecided(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Those that are held and have no outcome yet."""
@@ -251,7 +253,7 @@ class Settler:
                 lost.append(delivery.id)
                 self.forget(delivery)
         self._observe(Settled(len(batch), tuple(lost)))
-        if any(isinstance(settlement.outcome, Retry | Release) for settlement in batch):
+        if any(isinstance(one.outcome, Retry | Release) or one.delivery.key is not None for one in batch):
             self.scheduled()
 
     def _was_ours(self, delivery: Delivery) -> bool:

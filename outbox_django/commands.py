@@ -12,7 +12,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 
-from outbox_core.envelope import check_queue
+from outbox_core.envelope import check_key, check_queue
 from outbox_core.errors import OutboxError, WrongDatabase
 from outbox_core.sql.refusals import first_line
 from outbox_django.connections import database_settings
@@ -121,6 +121,14 @@ def queue_name(text: str) -> str:
         raise ArgumentTypeError(f"must be one queue, got {text!r}; give others one by one")
     try:
         return check_queue(text)
+    except OutboxError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def key_name(text: str) -> str:
+    """The key of messages."""
+    try:
+        return check_key(text)
     except OutboxError as error:
         raise ArgumentTypeError(str(error)) from None
 

@@ -15,7 +15,7 @@ from faststream.middlewares import AckPolicy
 from faststream.response import PublishType
 from faststream.specification.schema import BrokerSpec
 
-from outbox_core.envelope import PublishOptions, check_queue, check_timer_id, refuse_for_batches
+from outbox_core.envelope import PublishOptions, check_key, check_queue, check_timer_id, refuse_for_batches
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch, WrongType
 from outbox_core.events import Observer
 from outbox_core.faststream._compat import EMPTY, BrokerUsecase, ContextRepo, FastDependsConfig
@@ -379,13 +379,17 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         limit: int | None = None,
         dry_run: bool = False,
         session: object | None = None,
+        *,
+        key: str | None = None,
     ) -> int:
         """Put dead letters back, oldest first, with their message ids and fresh counters; how many.
 
-        The filters are combined; none means all. With *dry_run* nothing is changed.
+        The filters are combined; none means all. With *dry_run* nothing is changed. A message that halts its key comes first
+        and keeps its place in the order; others with a key go to its end.
         """
         return await self.store.redrive(
             queue=_checked_filter(queue),
+            key=None if key is None else check_key(key),
             ids=_checked_ids(ids),
             reason=reason,
             limit=None if limit is None else _checked_limit(limit),
@@ -407,6 +411,13 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         if older_than < timedelta(0):
             raise OptionError(f"older_than must not be negative, got {older_than!r}")
         return await self.store.purge_dead_letters(older_than, _checked_filter(queue), _checked_limit(limit), session)
+
+    async def release_key(self, queue: str, key: str, *, session: object | None = None) -> bool:
+        """Let *key* go on without the dead message that halts it; say whether there was one.
+
+        The message goes to the dead letters, from where `redrive` puts it at the end of its key.
+        """
+        return await self.store.release_key(check_queue(queue), check_key(key), session)
 
     async def stats(self) -> OutboxStats:
         """Counts by queue at one moment; it reads the whole table."""

@@ -16,7 +16,7 @@ from outbox_core.errors import UnsupportedDatabase
 from outbox_core.message import Delivery, NewMessage, PendingMessage
 from outbox_core.outcome import Ack, DeadLetter, Outcome, Release, Retry
 from outbox_core.schema import Tables
-from outbox_core.store import Band, Difference, Settlement, Survey, Want
+from outbox_core.store import Band, Difference, KeyWant, Settlement, Survey, Want
 
 Row: TypeAlias = Sequence[Any]
 
@@ -28,7 +28,10 @@ ANEW = (
     ("last_attempt_at", "NULL"),
     ("acquired_token", "NULL"),
     ("leased_until", "NULL"),
+    ("held_key", "NULL"),
 )
+
+MAX_HOPS = 2_000  # keys that one look passes; a few microseconds each, and the next look goes on from there
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,33 @@ class Dialect(ABC):
     def read_delivery(self, row: Row, suspect: UUID) -> Delivery: ...
 
     @abstractmethod
+    def look_at_keys(self, want: KeyWant) -> Statement:
+        """One row: the claimable keys, the last key that was passed or None at the end, and the seconds until one is due.
+
+        It stops when it has found as many as could be claimed, or has passed `MAX_HOPS` keys.
+        """
+
+    @abstractmethod
+    def read_keys(self, rows: Sequence[Row]) -> tuple[list[str], str | None, float | None]: ...
+
+    @abstractmethod
+    def claim_keys(
+        self, queue: str, keys: Sequence[str], *, run: int, lease: float, token: UUID, suspect: UUID
+    ) -> Statement:
+        """Lease the first messages of each key, in rows of a delivery as `claim` returns them."""
+
+    @property
+    @abstractmethod
+    def claims_collide(self) -> bool:
+        """Whether two claims can take messages of one key without seeing each other; see `rivals`."""
+
+    def rivals(self, queue: str, keys: Sequence[str], *, token: UUID, suspect: UUID) -> Statement:
+        """Rows of those among *keys* of which somebody else has a message."""
+        raise NotImplementedError(f"claims never collide on {self.name}")
+
+    @abstractmethod
     def survey(self, queues: Sequence[str]) -> Statement:
-        """Rows of `queue, priority or None, seconds until due or None, paused`; see `read_survey`."""
+        """Rows of `queue, priority or None, seconds until due or None, paused, keyed`; see `read_survey`."""
 
     def read_survey(self, rows: Sequence[Row]) -> Survey:
         paused = frozenset(row[0] for row in rows if row[1] is None and row[3])
@@ -86,6 +114,7 @@ class Dialect(ABC):
         return Survey(
             bands=tuple(Band(row[0], row[1]) for row in rows if row[1] is not None),
             due_in=min(dues, default=None),
+            keyed=frozenset(row[0] for row in rows if row[1] is None and row[4]),
             paused=paused,
         )
 
@@ -97,7 +126,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def settle(self, settlements: "Settlements", *, worker: str) -> Sequence[Statement]:
-        """At most three statements for any batch; each returns the ids that were ours, in rows of one."""
+        """At most four statements for any batch; each returns the ids that were ours, in rows of one."""
 
     @property
     @abstractmethod
@@ -123,9 +152,20 @@ class Dialect(ABC):
 
     @abstractmethod
     def redrive(
-        self, queue: str | None, ids: Sequence[int] | None, reason: str | None, limit: int | None, *, dry_run: bool
+        self,
+        queue: str | None,
+        key: str | None,
+        ids: Sequence[int] | None,
+        reason: str | None,
+        limit: int | None,
+        *,
+        dry_run: bool,
     ) -> Sequence[Statement]:
-        """The last statement's only row is the count."""
+        """What comes back are counts, in rows of one, whose sum is how many."""
+
+    @abstractmethod
+    def release_key(self, queue: str, key: str) -> Sequence[Statement]:
+        """The last statement's only row is how many were given up."""
 
     @abstractmethod
     def purge_dead_letters(self, older_than: timedelta, queue: str | None, limit: int) -> Statement: ...
@@ -134,19 +174,31 @@ class Dialect(ABC):
     def stats(self) -> Statement:
         """Rows of `queue, ready, scheduled, leased, parked, oldest_age`."""
 
-    # Hops from one name to the next, one index probe each, instead of reading every row for a DISTINCT.
+    @abstractmethod
+    def blocked_keys(self) -> Statement:
+        """Rows of `queue, count`."""
+
+    # Hops from one name to the next, one index probe each, instead of reading every row for a DISTINCT; once through the
+    # messages without a key and once through those with one, since each kind has its own index.
     def queues(self) -> Statement:
         """Rows of `queue`, by name."""
-        first = f"SELECT min(message.queue) FROM {self.outbox} AS message WHERE message.failure_reason IS NULL"
         return Statement(
-            f"""WITH RECURSIVE name (queue) AS (
-                    {first}
-                    UNION ALL
-                    SELECT ({first} AND message.queue > name.queue) FROM name WHERE name.queue IS NOT NULL
-                )
-                SELECT queue FROM name WHERE queue IS NOT NULL""",
+            f"""WITH RECURSIVE {self._names("unkeyed", "IS NULL")}, {self._names("keyed", "IS NOT NULL")}
+                SELECT queue FROM unkeyed WHERE queue IS NOT NULL
+                UNION
+                SELECT queue FROM keyed WHERE queue IS NOT NULL
+                ORDER BY queue""",
             {},
         )
+
+    def _names(self, kind: str, key: str) -> str:
+        first = f"""SELECT min(message.queue) FROM {self.outbox} AS message
+                    WHERE message.failure_reason IS NULL AND message.key {key}"""
+        return f"""{kind} (queue) AS (
+                {first}
+                UNION ALL
+                SELECT ({first} AND message.queue > {kind}.queue) FROM {kind} WHERE {kind}.queue IS NOT NULL
+            )"""
 
     @abstractmethod
     def dead_counts(self) -> Statement:
@@ -169,20 +221,27 @@ class Dialect(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Settlements:
-    """A batch sorted by what is to be written, each part by id: locks are taken in one order everywhere."""
+    """A batch sorted by what is to be written, each part by id: locks are taken in one order everywhere.
 
-    acked: Sequence[Delivery]
-    moved: Sequence[tuple[Delivery, Retry | Release]]
-    dead: Sequence[tuple[Delivery, DeadLetter]]
+    `parked`: the dead that stay in the outbox table, because they halt their key or there is no other table.
+    """
+
+    acked: Sequence[Delivery] = ()
+    moved: Sequence[tuple[Delivery, Retry | Release]] = ()
+    dead: Sequence[tuple[Delivery, DeadLetter]] = ()
+    parked: Sequence[tuple[Delivery, DeadLetter]] = ()
 
     @classmethod
-    def of(cls, batch: Sequence[Settlement]) -> "Settlements":
+    def of(cls, batch: Sequence[Settlement], *, park: bool = False) -> "Settlements":
+        """*park*: there is no table for dead letters."""
         ordered = sorted(batch, key=lambda settlement: settlement.delivery.id)
         pairs = [(settlement.delivery, settlement.outcome) for settlement in ordered]
+        dead = [(delivery, outcome) for delivery, outcome in pairs if isinstance(outcome, DeadLetter)]
         return cls(
             acked=[delivery for delivery, outcome in pairs if isinstance(outcome, Ack)],
             moved=[(delivery, outcome) for delivery, outcome in pairs if isinstance(outcome, Retry | Release)],
-            dead=[(delivery, outcome) for delivery, outcome in pairs if isinstance(outcome, DeadLetter)],
+            dead=[(delivery, outcome) for delivery, outcome in dead if not (park or outcome.halts)],
+            parked=[(delivery, outcome) for delivery, outcome in dead if park or outcome.halts],
         )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from outbox_core.waiting import drive
-from outbox_django.commands import StoreCommand, count, counted, queue_name
+from outbox_django.commands import StoreCommand, count, counted, key_name, queue_name
 from outbox_django.store import DirectStore
 
 
@@ -18,6 +18,7 @@ class Command(StoreCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--queue", type=queue_name, metavar="NAME", help="only those of this queue")
+        parser.add_argument("--key", type=key_name, metavar="KEY", help="only those with this key")
         parser.add_argument("--reason", metavar="REASON", help="only those that failed for this reason")
         parser.add_argument("--id", type=count(), action="append", metavar="N", help="only this one; may be repeated")
         parser.add_argument("--limit", type=count(), metavar="N", help="at most so many")
@@ -27,6 +28,7 @@ class Command(StoreCommand):
         number = drive(
             store.redrive(
                 queue=options["queue"],
+                key=options["key"],
                 ids=options["id"],
                 reason=options["reason"],
                 limit=options["limit"],
