@@ -192,12 +192,13 @@ class Dialect(ABC):
         )
 
     def _names(self, kind: str, key: str) -> str:
-        first = f"""SELECT min(message.queue) FROM {self.outbox} AS message
+        first = f"""SELECT message.queue FROM {self.outbox} AS message
                     WHERE message.failure_reason IS NULL AND message.key {key}"""
+        by_name = "ORDER BY message.queue LIMIT 1"
         return f"""{kind} (queue) AS (
-                {first}
+                SELECT ({first} {by_name})
                 UNION ALL
-                SELECT ({first} AND message.queue > {kind}.queue) FROM {kind} WHERE {kind}.queue IS NOT NULL
+                SELECT ({first} AND message.queue > {kind}.queue {by_name}) FROM {kind} WHERE {kind}.queue IS NOT NULL
             )"""
 
     @abstractmethod

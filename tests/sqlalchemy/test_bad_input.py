@@ -495,7 +495,7 @@ async def test_a_missing_schema_is_named_at_publish(postgres: Place) -> None:
 
 
 async def test_a_missing_column_is_named_at_publish(fresh_either: Place) -> None:
-    fresh_either.run("DROP INDEX outbox_key_idx", "ALTER TABLE outbox DROP COLUMN key")
+    fresh_either.run("DROP INDEX outbox_key_idx", "DROP INDEX outbox_ready_idx", "ALTER TABLE outbox DROP COLUMN key")
 
     with pytest.raises(SchemaMismatch, match=r"^outbox does not fit this version: .*key.*; create or migrate"):
         await fresh_either.broker().publish(1, "orders")
