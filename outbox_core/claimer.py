@@ -15,6 +15,7 @@ from datetime import datetime
 from functools import partial
 from math import ceil
 from time import monotonic
+from typing import NamedTuple
 
 from outbox_core.claimant import Claimant
 from outbox_core.events import Claimed, Observer
@@ -32,6 +33,7 @@ QUIET = 0.02  # seconds without one after which they no longer do
 PUBLISHING_PAUSE = 0.02  # seconds, while a transaction that will not notify is open
 PROXIED_PAUSE = 0.25  # seconds, while publishers notify for another worker's sake
 KEYED = 10.0  # seconds for which a queue is asked for messages with a key after it had some
+BARREN = 0.25  # seconds for which thousands of keys in a row that had nothing to claim are not passed again
 SURVEY_EVERY = 1.0  # seconds, at least: paused queues, new priorities, and rows below the low-water mark
 MAX_UNSETTLED = 5_000  # outcomes; more would only wait for the database
 
@@ -367,6 +369,8 @@ class _Keys:
     def __init__(self) -> None:
         self._seen: dict[str, float] = {}
         self._after: dict[str, str | None] = {}
+        self._brought: dict[str, int] = {}  # messages, since the first key was passed
+        self._barren: dict[str, _Barren] = {}
         self._due: dict[str, float] = {}
         self._turn = 0
 
@@ -388,29 +392,58 @@ class _Keys:
         return [*queues[turn:], *queues[:turn]]
 
     def after(self, queue: str) -> str | None:
-        return self._after.get(queue)
+        """The key after which the next claim begins, None for the first one."""
+        after = self._after.get(queue)
+        if after is None:
+            self._brought[queue] = 0
+        barren = self._barren.get(queue)
+        return barren.end if barren is not None and barren.begin == after and monotonic() < barren.until else after
 
     def learn(self, want: KeyWant, claim: KeyClaim) -> bool:
         """Remember where to go on; say whether there may be more to claim at once.
 
-        There is if keys lie ahead, or lie behind where this claim began. Keys that have more than was taken of them are held,
-        and looked at again once that is acked.
+        There may be until all keys were passed and nothing was brought. One claim that passes all of them is enough: what it
+        left of them is looked at again once the part that it took is acked.
         """
-        self._after[want.queue] = claim.after
+        queue = want.queue
         if claim.deliveries:
-            self._seen[want.queue] = monotonic()
+            self._seen[queue] = monotonic()
+            self._brought[queue] = self._brought.get(queue, 0) + len(claim.deliveries)
+        elif claim.after is not None:
+            self._remember_barren(queue, want.after, claim.after)
+        self._after[queue] = claim.after
+        self._remember_due(want, claim)
+        if claim.after is not None:
+            return True
+        return want.after is not None and self._brought.get(queue, 1) > 0
+
+    def _remember_barren(self, queue: str, begin: str | None, end: str) -> None:
+        """Keys without anything to claim need not be passed again at once."""
+        known = self._barren.get(queue)
+        if known is not None and known.end == begin and known.until > monotonic():
+            self._barren[queue] = _Barren(known.begin, end, known.until)
+        else:
+            self._barren[queue] = _Barren(begin, end, monotonic() + BARREN)
+
+    def _remember_due(self, want: KeyWant, claim: KeyClaim) -> None:
         if claim.due_in is not None:
-            due_at = monotonic() + claim.due_in
-            known = self._due.get(want.queue, 0.0)
+            due_at, known = monotonic() + claim.due_in, self._due.get(want.queue, 0.0)
             self._due[want.queue] = due_at if known < monotonic() else min(due_at, known)
         elif want.after is None and claim.after is None:
             self._due.pop(want.queue, None)
-        return claim.after is not None or want.after is not None
 
     @property
     def due_at(self) -> float | None:
         """By this process's monotonic clock; None if nothing waits that was passed lately."""
         return min((due for due in self._due.values() if due > monotonic()), default=None)
+
+
+class _Barren(NamedTuple):
+    """The keys after *begin* up to *end*, none of which had anything to claim; believed *until* a monotonic time."""
+
+    begin: str | None
+    end: str
+    until: float
 
 
 async def _survey(queues: Sequence[str], link: Link) -> Survey:
