@@ -101,7 +101,7 @@ class Dialect(ABC):
         """Whether two claims can take messages of one key without seeing each other; see `rivals`."""
 
     def rivals(self, queue: str, keys: Sequence[str], *, token: UUID, suspect: UUID) -> Statement:
-        """Rows of those among *keys* of which somebody else has a message."""
+        """Rows of those among *keys* that somebody else has a message of, or that are halted."""
         raise NotImplementedError(f"claims never collide on {self.name}")
 
     @abstractmethod

@@ -263,6 +263,7 @@ class PostgreSQL(Dialect):
 
     # Of each key the rows from the first up to one that is not due or not free. Whoever has changed or locked one of them
     # since this statement began ends the run before it, or order would be lost: what is skipped is not passed over.
+    # Whether somebody holds the key is asked afterwards, by `rivals`.
     @cached_property
     def _claim_keys(self) -> str:
         free = """next_attempt_at <= statement_timestamp()
@@ -278,7 +279,7 @@ class PostgreSQL(Dialect):
                           ORDER BY id
                           LIMIT CAST(:run AS int)) AS first
                 ) AS message
-                WHERE message.startable AND NOT {self._is_held("lane.name")}
+                WHERE message.startable
             ), locked AS MATERIALIZED (
                 SELECT id FROM {self.outbox}
                 WHERE id = ANY (ARRAY(SELECT id FROM candidate)) AND failure_reason IS NULL AND {free}
@@ -303,8 +304,9 @@ class PostgreSQL(Dialect):
             f"""SELECT DISTINCT holder.held_key
                 FROM unnest(CAST(:keys AS text[])) AS lane (name)
                 JOIN {self.outbox} AS holder ON holder.queue = :queue AND holder.held_key = lane.name
-                WHERE holder.leased_until > statement_timestamp()
-                  AND holder.acquired_token NOT IN (CAST(:token AS uuid), CAST(:suspect AS uuid))""",
+                WHERE holder.failure_reason IS NOT NULL
+                   OR holder.leased_until > statement_timestamp()
+                      AND holder.acquired_token NOT IN (CAST(:token AS uuid), CAST(:suspect AS uuid))""",
             {"queue": queue, "keys": list(keys), "token": token, "suspect": suspect},
         )
 
