@@ -33,7 +33,7 @@ from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeEngine
 
 from outbox_core import schema as described
-from outbox_core.errors import OptionError, WrongType
+from outbox_core.errors import InvalidName, OptionError, WrongType
 from outbox_core.schema import OUTBOX_STORAGE, Tables, TableSpec, check_identifier, object_name
 from outbox_core.sql.sqlite import NOW
 
@@ -70,6 +70,8 @@ def make_outbox_tables(
     With an archive, handled messages are moved there instead of deleted.
     """
     Tables(prefix, f"{prefix}_dlq", f"{prefix}_archive" if archive else None, f"{prefix}_queues", schema)  # all or none
+    if not isinstance(archive, bool):
+        raise WrongType("archive", "True or False", archive)
     done = _make_table(metadata, described.ARCHIVE, f"{prefix}_archive", schema, "archive table") if archive else None
     return OutboxTables(
         outbox=make_outbox_table(metadata, prefix, schema),
@@ -93,6 +95,10 @@ def names_of(
         raise WrongType("outbox_table", "a Table made by make_outbox_table", outbox, "see make_outbox_tables")
     if dead_letters is not None and not isinstance(dead_letters, Table):
         raise WrongType("dlq_table", "a Table made by make_dlq_table", dead_letters)
+    if dead_letters is not None and dead_letters.columns and "failed_at" not in dead_letters.columns:
+        raise OptionError(
+            f"dlq_table must be made by make_dlq_table, got {dead_letters.name!r}, which has no failed_at"
+        )
     if isinstance(outbox, OutboxTables):
         schema = outbox.outbox.schema
     for table in given:
@@ -114,8 +120,12 @@ def _make_table(metadata: MetaData, spec: TableSpec, name: str, schema: str | No
     if not isinstance(metadata, MetaData):
         raise WrongType("metadata", "a MetaData", metadata)
     check_identifier(what, name)
+    if schema is None:
+        schema = metadata.schema
     if schema is not None:
         check_identifier("schema", schema)
+    if (name if schema is None else f"{schema}.{name}") in metadata.tables:
+        raise InvalidName(f"{what} {name!r} is on this metadata already; use the Table that is there, or another name")
     table = Table(name, metadata, *map(_make_column, spec.columns), schema=schema, sqlite_autoincrement=True)
     for index in spec.indexes:
         _add_index(table, index)
