@@ -95,10 +95,6 @@ def names_of(
         raise WrongType("outbox_table", "a Table made by make_outbox_table", outbox, "see make_outbox_tables")
     if dead_letters is not None and not isinstance(dead_letters, Table):
         raise WrongType("dlq_table", "a Table made by make_dlq_table", dead_letters)
-    if dead_letters is not None and dead_letters.columns and "failed_at" not in dead_letters.columns:
-        raise OptionError(
-            f"dlq_table must be made by make_dlq_table, got {dead_letters.name!r}, which has no failed_at"
-        )
     if isinstance(outbox, OutboxTables):
         schema = outbox.outbox.schema
     for table in given:
@@ -107,13 +103,18 @@ def names_of(
                 f"all tables of an outbox must be in one schema, got {outbox_name} in {schema!r} and "
                 f"{table.name} in {table.schema!r}"
             )
-    return Tables(
+    tables = Tables(
         outbox=outbox_name,
         dead_letters=None if given.dead_letters is None else given.dead_letters.name,
         archive=None if given.archive is None else given.archive.name,
         queues=None if given.queues is None else given.queues.name,
         schema=schema,
     )
+    if dead_letters is not None and dead_letters.columns and "failed_at" not in dead_letters.columns:
+        raise OptionError(
+            f"dlq_table must be made by make_dlq_table, got {dead_letters.name!r}, which has no failed_at"
+        )
+    return tables
 
 
 def _make_table(metadata: MetaData, spec: TableSpec, name: str, schema: str | None, what: str) -> Table:

@@ -136,8 +136,8 @@ CALLS: tuple[BadCall, ...] = (
     ),
     BadCall(
         51,
-        OptionError,
-        "dlq_table must be made by make_dlq_table, got 'outbox', which has no failed_at",
+        InvalidName,
+        "dead-letter table must be another table than the outbox table, got 'outbox' for both",
         lambda: one_table_for_both(),
     ),
     BadCall(
