@@ -21,7 +21,7 @@ def quoted(value: object) -> str:
     try:
         text = repr(value)
     except Exception:  # somebody's __repr__
-        return f"a {type(value).__name__} that cannot be shown"
+        return f"{type(value).__name__}, which cannot be shown"
     return one_line(text if len(text) <= 2 * SHOWN else f"{text[: 2 * SHOWN]}…")
 
 

@@ -34,6 +34,8 @@ def sync_place(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 @pytest.fixture(params=EVERY)
-def idle_place(request: pytest.FixtureRequest) -> Place:
-    """Every database with every driver, for a test with an event loop of its own, which closes it."""
-    return make_place_with_purchases(request)
+def idle_place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Every database with every driver, for a test with an event loop of its own, in which it disposes the engine."""
+    place = make_place_with_purchases(request)
+    yield place
+    place.sync_engine.dispose()
