@@ -5,6 +5,7 @@ A name from a request can have a line end in it, and behind that what looks like
 
 import logging
 import re
+from collections.abc import Iterable
 
 SHOWN = 80  # characters of a value that an error repeats; an identifier of any database is shorter
 
@@ -48,15 +49,16 @@ def indent_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def _chain(error: BaseException) -> Iterable[BaseException]:
     """The error, and those that led to it."""
-    found, ahead = [], [error]
+    found: dict[int, BaseException] = {}
+    ahead: list[BaseException | None] = [error]
     while ahead:
         one = ahead.pop()
-        if one not in found:
-            found.append(one)
-            ahead += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
-    return found
+        if one is not None and id(one) not in found:
+            found[id(one)] = one
+            ahead += [one.__cause__, one.__context__]
+    return found.values()
 
 
 def _breaks_lines(error: BaseException) -> bool:

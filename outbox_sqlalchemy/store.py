@@ -11,7 +11,7 @@ from copy import copy
 from functools import cached_property, partial
 
 from sqlalchemy import URL, Connection, TextClause, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -216,7 +216,7 @@ def _check_listen_dsn(dsn: object, engine: AsyncEngine | None) -> None:
         raise WrongType("listen_dsn", "a str", dsn)
     try:
         dialect = make_url(dsn).get_dialect(_is_async=True)
-    except (ArgumentError, ImportError, SQLAlchemyError) as error:
+    except (ImportError, ValueError, SQLAlchemyError) as error:
         raise OptionError(f"listen_dsn must be a URL that create_async_engine takes: {type(error).__name__}") from None
     if not dialect.is_async:
         raise OptionError(f"listen_dsn must name an asynchronous driver, got {dialect.name}+{dialect.driver}")

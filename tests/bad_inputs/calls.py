@@ -312,6 +312,12 @@ CALLS: tuple[BadCall, ...] = (
     BadCall(
         0,
         OptionError,
+        "listen_dsn must be a URL that create_async_engine takes: ValueError",
+        lambda: OutboxBroker(listen_dsn="postgresql+psycopg://127.0.0.1:port/shop"),
+    ),
+    BadCall(
+        0,
+        OptionError,
         "listen_dsn must be a URL that create_async_engine takes: NoSuchModuleError",
         lambda: OutboxBroker(listen_dsn="oracle+none://127.0.0.1/shop"),
     ),
