@@ -5,7 +5,6 @@ One process, one event loop, no I/O. The clock is an argument, so a lease ends w
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from itertools import count, takewhile
 from uuid import UUID, uuid4
 
 from outbox_core.errors import WrongType
-from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
+from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats, read_headers
 from outbox_core.outcome import Ack, DeadLetter, Release, Retry
 from outbox_core.store import Armed, Band, Difference, KeyClaim, KeyWant, OnCommit, Settlement, Survey, Want
 
@@ -213,7 +212,7 @@ class MemoryStore:
             queue=row.message.queue,
             key=row.message.key,
             payload=row.message.payload,
-            headers=json.loads(row.message.headers),
+            headers=read_headers(row.message.headers),
             priority=row.message.priority,
             timer_id=row.message.timer_id,
             attempts_count=row.attempts,
@@ -439,7 +438,7 @@ class MemoryLink:
             queue=row.message.queue,
             key=row.message.key,
             payload=row.message.payload,
-            headers=json.loads(row.message.headers),
+            headers=read_headers(row.message.headers),
             priority=row.message.priority,
             attempts=row.attempts,
             deliveries=row.deliveries,

@@ -4,6 +4,7 @@ A delivery is one claim of one row. Handlers see it through their framework's me
 written later, many at a time. The first vote stands.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +15,19 @@ from outbox_core.outcome import Vote
 
 TimerConflict: TypeAlias = Literal["ignore", "extend", "replace"]
 Completion: TypeAlias = Literal["asked", "committed", "unknown"]
+
+
+class UnreadableHeaders(dict[str, str]):
+    """Stands for headers that are no JSON object, in a row that somebody wrote by hand; its handler must not start."""
+
+
+def read_headers(text: str) -> Mapping[str, str]:
+    """The headers of a row. One bad row must not fail the claim that has found it together with good ones."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return UnreadableHeaders()
+    return found if isinstance(found, dict) else UnreadableHeaders()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

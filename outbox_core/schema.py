@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Literal, TypeAlias
 
 from outbox_core.errors import InvalidName, MissingTable, WrongType
+from outbox_core.quoting import quoted
 
 Kind: TypeAlias = Literal["identity", "smallint", "integer", "string", "text", "uuid", "bytes", "json", "timestamp"]
 Default: TypeAlias = Literal["zero", "now", "uuid", "empty"]
@@ -156,10 +157,10 @@ def check_identifier(what: str, name: object) -> str:
     if not _IDENTIFIER.fullmatch(name):
         hint = '; pass schema="…" for a table in a schema' if "." in name else ""
         raise InvalidName(
-            f"{what} must be letters, digits and underscores, not starting with a digit, got {name!r}{hint}"
+            f"{what} must be letters, digits and underscores, not starting with a digit, got {quoted(name)}{hint}"
         )
     if len(name) > MAX_IDENTIFIER:
-        raise InvalidName(f"{what} must be at most {MAX_IDENTIFIER} characters, got {len(name)}: {name!r}")
+        raise InvalidName(f"{what} must be at most {MAX_IDENTIFIER} characters, got {len(name)}: {quoted(name)}")
     return name
 
 

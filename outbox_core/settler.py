@@ -19,6 +19,7 @@ from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
+from outbox_core.quoting import one_line
 from outbox_core.store import Link, Settlement
 from outbox_core.waiting import within
 
@@ -278,7 +279,7 @@ class Settler:
         self._refusals[delivery] = self._refusals.get(delivery, 0) + self._works
         self._works = False
         if self._refusals[delivery] >= GIVE_UP_AFTER:
-            logger.error("cannot settle message %s in %r: %s", delivery.id, delivery.queue, down)
+            logger.error("cannot settle message %s in %r: %s", delivery.id, delivery.queue, one_line(str(down)))
             self.forget(delivery)
 
 

@@ -32,6 +32,7 @@ from outbox_core.events import (
 )
 from outbox_core.isolation import Isolation
 from outbox_core.links import LinkDown, LinkKeeper
+from outbox_core.quoting import one_line
 from outbox_core.settler import Settler
 from outbox_core.store import Link, Listener, Store
 from outbox_core.waiting import Question, within
@@ -250,7 +251,7 @@ class Worker:
                     degraded, pause = None, TICK
                 elif degraded is None:
                     degraded = reason
-                    logger.warning("no wake-ups from %s: %s; polling instead", self.store.name, reason)
+                    logger.warning("no wake-ups from %s: %s; polling instead", self.store.name, one_line(reason))
                     self._observe(ListenDegraded(reason))
                 await self._pause_listening(pause * random.uniform(0.1, 1.0))  # noqa: S311  no secret
                 pause = min(pause * 2, PROOF_AGAIN)

@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache, cached_property
-from math import isfinite
 from typing import Any, Literal, TypeAlias, cast
 
 from django.conf import settings
 from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS
 
+from outbox_core.envelope import MAX_DELAY, MAX_PAYLOAD_BYTES, MOST_PAYLOAD_BYTES
 from outbox_core.errors import InvalidName, WrongType
 from outbox_core.options import MAX_WORKERS
+from outbox_core.quoting import quoted
 from outbox_core.schema import Tables, check_identifier
 from outbox_django.errors import InvalidSettings
 
@@ -39,6 +40,7 @@ class OutboxSettings:
     with a thread and a connection of its own. `graceful_timeout`: seconds that handlers get when a worker stops.
     `conn_max_age`: seconds after which a handler's connection is replaced, None for never; it takes the place of
     `CONN_MAX_AGE` in handlers, where a new connection for each message would cost more than everything else.
+    `max_payload_bytes`: of an encoded body; a larger one is refused when it is published.
     """
 
     database: str | None = None
@@ -54,6 +56,7 @@ class OutboxSettings:
     concurrency: int = 4
     graceful_timeout: float = 20.0
     conn_max_age: float | None = 600.0
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
 
     def __post_init__(self) -> None:
         for name in ("database", "schema", "listen_database", "broker"):
@@ -76,6 +79,12 @@ class OutboxSettings:
             self.conn_max_age,
             "a number of seconds >= 0, or None",
             lambda value: value is None or _is_duration(value),
+        )
+        _check(
+            "max_payload_bytes",
+            self.max_payload_bytes,
+            f"an int between 1 and {MOST_PAYLOAD_BYTES:,}",
+            lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_PAYLOAD_BYTES,
         )
         try:
             check_identifier('OUTBOX["TABLE"]', self.table)
@@ -118,7 +127,9 @@ def outbox_settings() -> OutboxSettings:
     known = {field.name.upper(): field.name for field in fields(OutboxSettings)}
     for key in given:
         if key not in known:
-            raise InvalidSettings(f"settings.OUTBOX has an unknown key {key!r}; {_closest(str(key), list(known))}")
+            raise InvalidSettings(
+                f"settings.OUTBOX has an unknown key {quoted(key)}; {_closest(str(key), list(known))}"
+            )
     return OutboxSettings(**{known[key]: value for key, value in cast("Mapping[str, Any]", given).items()})
 
 
@@ -129,7 +140,7 @@ def _closest(key: str, known: list[str]) -> str:
 
 def _check(name: str, value: object, expected: str, holds: Any) -> None:
     if not holds(value):
-        raise InvalidSettings(f'OUTBOX["{name.upper()}"] must be {expected}, got {value!r}')
+        raise InvalidSettings(f'OUTBOX["{name.upper()}"] must be {expected}, got {quoted(value)}')
 
 
 def _is_text(value: object) -> bool:
@@ -137,7 +148,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_duration(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_DELAY.total_seconds()
 
 
 def _forget(*, setting: str, **_: object) -> None:

@@ -4,13 +4,12 @@ The database's clock is `statement_timestamp()`: `now()` stands still inside a t
 long. Arrays carry batches, so that a statement's text, and its plan, is the same for one row and for a thousand.
 """
 
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import cached_property
 from uuid import UUID
 
-from outbox_core.message import Delivery, NewMessage, PendingMessage
+from outbox_core.message import Delivery, NewMessage, PendingMessage, read_headers
 from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
 from outbox_core.schema import Column
 from outbox_core.sql.catalogue import LiveColumn, LiveIndex, compare
@@ -317,7 +316,7 @@ class PostgreSQL(Dialect):
             queue=row[2],
             key=row[3],
             payload=bytes(row[4]),
-            headers=json.loads(row[5]),
+            headers=read_headers(row[5]),
             priority=row[6],
             attempts=row[7],
             deliveries=row[8],
@@ -509,7 +508,7 @@ class PostgreSQL(Dialect):
             queue=row[2],
             key=row[3],
             payload=bytes(row[4]),
-            headers=json.loads(row[5]),
+            headers=read_headers(row[5]),
             priority=row[6],
             timer_id=row[7],
             attempts_count=row[8],

@@ -6,6 +6,7 @@ import re
 _SCHEMA_STATES = {"42P01", "42703", "42804", "3F000"}
 _SCHEMA_WORDS = ("no such table", "has no column named", "no such column", "does not exist", "datatype mismatch")
 _LOGIN_STATES = ("28", "3D", "53", "57P")  # no such login, no such database, too many connections, shutting down
+_ABORTED_STATE = "25P02"
 _READ_ONLY_STATE = "25006"
 _READ_ONLY_WORDS = "readonly database"
 
@@ -30,6 +31,11 @@ def is_login_refused(cause: BaseException) -> bool:
 def is_read_only(cause: BaseException) -> bool:
     """Whether the database takes no writes: a replica, or a file without the permission."""
     return sqlstate(cause) == _READ_ONLY_STATE or _READ_ONLY_WORDS in str(cause)
+
+
+def is_aborted(cause: BaseException) -> bool:
+    """Whether an earlier error has ended the transaction for all but a rollback, as PostgreSQL has it."""
+    return sqlstate(cause) == _ABORTED_STATE
 
 
 def first_line(cause: BaseException) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from outbox_core.message import Delivery, NewMessage, PendingMessage
+from outbox_core.message import Delivery, NewMessage, PendingMessage, read_headers
 from outbox_core.outcome import DeadLetter, Release, Retry
 from outbox_core.schema import Column
 from outbox_core.sql.catalogue import LiveColumn, LiveIndex, compare
@@ -212,7 +212,7 @@ class SQLite(Dialect):
             queue=row[2],
             key=row[3],
             payload=row[4],
-            headers=json.loads(row[5]),
+            headers=read_headers(row[5]),
             priority=row[6],
             attempts=row[7],
             deliveries=row[8],
@@ -365,7 +365,7 @@ class SQLite(Dialect):
             queue=row[2],
             key=row[3],
             payload=row[4],
-            headers=json.loads(row[5]),
+            headers=read_headers(row[5]),
             priority=row[6],
             timer_id=row[7],
             attempts_count=row[8],

@@ -170,8 +170,10 @@ def remade(
     return (
         "DROP TABLE outbox",
         f"CREATE TABLE outbox ({', '.join(filter(None, every))})",
-        "CREATE INDEX outbox_ready_idx ON outbox (queue, priority, next_attempt_at, id)"
-        " WHERE failure_reason IS NULL AND key IS NULL",
+        (
+            "CREATE INDEX outbox_ready_idx ON outbox (queue, priority, next_attempt_at, id)"
+            " WHERE failure_reason IS NULL AND key IS NULL"
+        ),
         "CREATE INDEX outbox_held_idx ON outbox (queue, held_key) WHERE held_key IS NOT NULL",
         'CREATE INDEX outbox_key_idx ON outbox (queue, "key", id) WHERE "key" IS NOT NULL AND failure_reason IS NULL',
         """CREATE UNIQUE INDEX outbox_timer_idx ON outbox (queue, timer_id)
