@@ -52,13 +52,14 @@ class Dialect(ABC):
     # Publishing
 
     @abstractmethod
-    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool, blindly: bool = False) -> Sequence[Statement]:
         """Insert all messages; rows of `id, message_id` come back for those that were inserted or changed a timer.
 
         The message id is the message's own, whatever the timer's row goes by.
 
         One statement for any number of messages that share queue, key, priority and schedule. *wake*: also notify, if a
-        sleeping worker has armed the queue.
+        sleeping worker has armed the queue. *blindly*: read no column, so that a role which may only INSERT can run it;
+        what comes back means nothing.
         """
 
     @abstractmethod

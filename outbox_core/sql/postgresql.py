@@ -38,10 +38,11 @@ class PostgreSQL(Dialect):
 
     # Publishing
 
-    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
-        return [self._insert_run(run, wake=wake) for run in same_envelope(messages)]
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool, blindly: bool = False) -> Sequence[Statement]:
+        return [self._insert_run(run, wake=wake, blindly=blindly) for run in same_envelope(messages)]
 
-    def _insert_run(self, run: Sequence[NewMessage], *, wake: bool) -> Statement:
+    # RETURNING and a conflict's target need SELECT on the columns that they name; without any, INSERT is enough.
+    def _insert_run(self, run: Sequence[NewMessage], *, wake: bool, blindly: bool) -> Statement:
         first = run[0]
         parameters: dict[str, object] = {
             "queue": first.queue,
@@ -61,10 +62,11 @@ class PostgreSQL(Dialect):
                 "payloads": [message.payload for message in run],
                 "headers": [message.headers for message in run],
             }
-        returning = f"RETURNING id, {message_id}"
+        returned = [] if blindly else ["id", message_id]
         if wake:
-            returning += self._and_wake
+            returned.append(self._wake)
             parameters |= {"channel": self.tables.channel, "wake_lock": wake_lock(self.tables.channel, first.queue)}
+        returning = f"RETURNING {', '.join(returned)}" if returned else ""
         return Statement(f"{source} {self._conflict[first.timer_conflict]} {returning}", parameters)
 
     @cached_property
@@ -116,7 +118,7 @@ class PostgreSQL(Dialect):
     # NOTIFY makes every committing transaction queue behind one lock until it is on disk, so it is sent only where a
     # worker sleeps. A sleeper holds the queue's lock exclusively; publishers share it until they have committed
     # (docs/decisions/0002-wake-ups.md). The subquery refers to nothing, so it runs once for any number of rows.
-    _and_wake = """, (
+    _wake = """(
                 SELECT CASE WHEN pg_try_advisory_xact_lock_shared(CAST(:wake_lock AS bigint)) THEN NULL
                             ELSE CAST(pg_notify(:channel, :queue) AS text) END)"""
 
@@ -529,7 +531,7 @@ class PostgreSQL(Dialect):
                 for unique, valid, definition, predicate in indexes
                 if valid
             ],
-            _type_of,
+            type_of,
         )
 
 
@@ -545,7 +547,8 @@ _TYPES = {
 }
 
 
-def _type_of(column: Column) -> str:
+def type_of(column: Column) -> str:
+    """A column's type as the catalogue has it."""
     return f"character varying({column.length})" if column.kind == "string" else _TYPES[column.kind]
 
 

@@ -33,7 +33,7 @@ class SQLite(Dialect):
 
     # Publishing
 
-    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool, blindly: bool = False) -> Sequence[Statement]:
         return [
             self._insert_run(run[start : start + MAX_ROWS])
             for run in same_envelope(messages)
@@ -402,7 +402,7 @@ class SQLite(Dialect):
                 LiveIndex(tuple(names.split(",")), bool(unique), sql.partition("WHERE ")[2])
                 for unique, names, sql in indexes
             ],
-            _type_of,
+            type_of,
         )
 
 
@@ -425,7 +425,8 @@ _TYPES = {
 }
 
 
-def _type_of(column: Column) -> str:
+def type_of(column: Column) -> str:
+    """A column's type as `read_catalogue` compares it, which is without a length."""
     return _TYPES[column.kind]
 
 

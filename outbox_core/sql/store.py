@@ -13,6 +13,7 @@ from functools import partial
 from typing import Protocol, TypeAlias
 from uuid import UUID, uuid4
 
+from outbox_core.errors import InvalidMessage
 from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
 from outbox_core.schema import Tables
 from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
@@ -42,10 +43,13 @@ class SqlStore(ABC):
 
     dialect: Dialect | None  # None until a session says which database it is
 
-    def __init__(self, tables: Tables, dialect: Dialect | None, *, notify: bool = True) -> None:
+    def __init__(
+        self, tables: Tables, dialect: Dialect | None, *, notify: bool = True, insert_only: bool = False
+    ) -> None:
         self.tables = tables
         self.dialect = dialect
         self._notify = notify
+        self._insert_only = insert_only
 
     @property
     @abstractmethod
@@ -78,13 +82,26 @@ class SqlStore(ABC):
     # Publishing
 
     async def insert(self, messages: Sequence[NewMessage], session: object | None) -> list[int | None]:
-        return _ids_in_order(messages, await self.run(partial(self._insert, messages), session))
+        self._check_insertable(messages)
+        return self._ids(messages, await self.run(partial(self._insert, messages), session))
 
     def insert_sync(self, messages: Sequence[NewMessage], session: object) -> list[int | None]:
-        return _ids_in_order(messages, self.run_sync(partial(self._insert, messages), session))
+        self._check_insertable(messages)
+        return self._ids(messages, self.run_sync(partial(self._insert, messages), session))
 
     def _insert(self, messages: Sequence[NewMessage], dialect: Dialect) -> Sequence[Statement]:
-        return dialect.insert(messages, wake=self._notify and dialect.notifies)
+        return dialect.insert(messages, wake=self._notify and dialect.notifies, blindly=self._insert_only)
+
+    def _check_insertable(self, messages: Sequence[NewMessage]) -> None:
+        for message in messages if self._insert_only else ():
+            if message.timer_conflict != "ignore":
+                raise InvalidMessage(
+                    f"timer_conflict={message.timer_conflict!r} looks at the timer that is there and changes it, and this "
+                    "publisher may only INSERT; use one without insert_only, whose role may SELECT and UPDATE"
+                )
+
+    def _ids(self, messages: Sequence[NewMessage], answers: Sequence[Sequence[Row]]) -> list[int | None]:
+        return [None] * len(messages) if self._insert_only else _ids_in_order(messages, answers)
 
     async def complete(self, deliveries: Sequence[Delivery], session: object) -> set[int]:
         acked = Settlements(acked=deliveries, moved=(), dead=())
