@@ -35,11 +35,12 @@ class OutboxSettings:
     keep handled messages instead of deleting them. `require_transaction`: what `publish` does outside `atomic()`.
     `notify`: whether publishers wake sleeping workers. `insert_only`: the database role may INSERT and nothing else, so
     publishing returns None instead of row ids, and timers are neither extended nor replaced. `listen_database`: an alias
-    that leads a worker's own connections past a pooler. `autodiscover`: the module in which each app has its handlers. `broker`: dotted path of the project's
-    own `outbox_django.OutboxBroker`; None makes one. `concurrency`: handlers that run at once in a worker process, each
-    with a thread and a connection of its own. `graceful_timeout`: seconds that handlers get when a worker stops.
-    `conn_max_age`: seconds after which a handler's connection is replaced, None for never; it takes the place of
-    `CONN_MAX_AGE` in handlers, where a new connection for each message would cost more than everything else.
+    that leads a worker's own connections past a pooler. `autodiscover`: the module in which each app has its handlers.
+    `broker`: dotted path of the project's own `outbox_django.OutboxBroker`; None makes one. `concurrency`: handlers that
+    run at once in a worker process, each with a thread and a connection of its own. `graceful_timeout`: seconds that
+    handlers get when a worker stops. `conn_max_age`: seconds after which a handler's connection is replaced, None for
+    never; it takes the place of `CONN_MAX_AGE` in handlers, where a new connection for each message would cost more than
+    everything else.
     """
 
     database: str | None = None

@@ -6,7 +6,7 @@ long. Arrays carry batches, so that a statement's text, and its plan, is the sam
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from uuid import UUID
 
@@ -370,15 +370,34 @@ class PostgreSQL(Dialect):
 
     def fetch_unprocessed(self, queue: str | None, limit: int) -> Statement:
         return Statement(
-            f"""SELECT id, message_id, queue, key, payload, CAST(headers AS text), priority, timer_id, attempts_count,
-                       deliveries_count, created_at, next_attempt_at,
-                       coalesce(leased_until > statement_timestamp(), false), failure_reason
-                FROM {self.outbox}
+            f"""{self._pending}
                 WHERE CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text)
                 ORDER BY id
                 LIMIT CAST(:limit AS int)""",
             {"queue": queue, "limit": limit},
         )
+
+    def find_unprocessed(self, id: int | UUID) -> Statement:
+        where, parameters = self.identified(id)
+        return Statement(f"{self._pending} WHERE {where} AND failure_reason IS NULL", parameters)
+
+    @cached_property
+    def _pending(self) -> str:
+        return f"""SELECT id, message_id, queue, key, payload, CAST(headers AS text), priority, timer_id, attempts_count,
+                          deliveries_count, created_at, next_attempt_at,
+                          coalesce(leased_until > statement_timestamp(), false), failure_reason
+                   FROM {self.outbox}"""
+
+    def identified(self, id: int | UUID) -> tuple[str, dict[str, object]]:
+        if isinstance(id, UUID):
+            return "message_id = CAST(:message_id AS uuid)", {"message_id": id}
+        return "id = CAST(:id AS bigint)", {"id": id}
+
+    def read_uuid(self, value: UUID) -> UUID:
+        return value
+
+    def read_moment(self, value: datetime) -> datetime:
+        return value
 
     def read_pending(self, row: Row) -> PendingMessage:
         return PendingMessage(

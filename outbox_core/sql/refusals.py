@@ -14,6 +14,11 @@ _READ_ONLY_WORDS = "readonly database"
 GRANTS = "outbox ddl --grants prints what each role needs; one that may only INSERT publishes with insert_only"
 
 
+def driver_error(error: BaseException) -> BaseException:
+    """The driver's own error in that of SQLAlchemy or Django."""
+    return getattr(error, "orig", None) or error.__cause__ or error
+
+
 def sqlstate(cause: BaseException) -> str:
     """PostgreSQL's code for the error; empty if the driver gives none."""
     return str(getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or "")

@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 from uuid import UUID, uuid4
 
 from outbox_core.errors import InvalidMessage
-from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
+from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
 from outbox_core.schema import Tables
 from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
 from outbox_core.store import Armed, Difference, Listener, OnCommit, Settlement, Survey, Want
@@ -121,6 +121,29 @@ class SqlStore(ABC):
             return dialect.fetch_unprocessed(queue, limit)
 
         return [readers[0](row) for row in await self._one(look, session)]
+
+    async def fetch_dead_letters(
+        self, queue: str | None, reason: str | None, limit: int, session: object | None
+    ) -> list[DeadMessage]:
+        readers: list[Callable[[Row], DeadMessage]] = []
+
+        def look(dialect: Dialect) -> Sequence[Statement]:
+            readers.append(dialect.read_dead)
+            return dialect.fetch_dead_letters(queue, reason, limit)
+
+        answers = await self.run(look, session)
+        return [readers[0](row) for rows in answers for row in rows][:limit]
+
+    async def find(self, id: int | UUID, session: object | None) -> list[PendingMessage | DeadMessage]:
+        dialects: list[Dialect] = []
+
+        def look(dialect: Dialect) -> Sequence[Statement]:
+            dialects.append(dialect)
+            return [dialect.find_unprocessed(id), *dialect.find_dead_letters(id)]
+
+        live, *dead = await self.run(look, session)
+        dialect = dialects[0]
+        return [*map(dialect.read_pending, live), *(dialect.read_dead(row) for rows in dead for row in rows)]
 
     async def redrive(
         self,
