@@ -1,6 +1,6 @@
 """A database whose outbox belongs to nobody who uses it: a role publishes, one works, one operates."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -12,6 +12,7 @@ from outbox_core.sql.grants import Roles, grant_statements
 from outbox_sqlalchemy import OutboxTables, make_outbox_tables
 from outbox_sqlalchemy.tables import names_of
 from tests.databases import execute, postgres_database, with_driver
+from tests.places import Place
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,12 @@ def guarded(guarded_database: Guarded) -> Guarded:
     for table in names.described():
         execute(guarded_database.owner, f"DELETE FROM {names.sql(table)}")
     return guarded_database
+
+
+@pytest.fixture
+async def postgres(shared_database: URL) -> AsyncIterator[Place]:
+    """An empty outbox on PostgreSQL."""
+    place = Place(shared_database, "asyncpg")
+    place.run("TRUNCATE outbox, outbox_dlq, outbox_queues RESTART IDENTITY")
+    yield place
+    await place.close()
