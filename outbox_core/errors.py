@@ -117,5 +117,9 @@ class SchemaMismatch(OutboxError, LookupError):
         super().__init__(f"{table} does not fit this version: " + "; ".join(self.differences))
 
 
+class NoPermission(OutboxError, PermissionError):
+    """The database role lacks a privilege; `outbox ddl --grants` prints those that it needs."""
+
+
 class DatabaseUnavailable(OutboxError, ConnectionError):
     """The database cannot be reached when the program needs it to start."""

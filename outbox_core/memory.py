@@ -14,7 +14,7 @@ from itertools import count, takewhile
 from uuid import UUID, uuid4
 
 from outbox_core.errors import WrongType
-from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats, read_headers
+from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats, read_headers
 from outbox_core.outcome import Ack, DeadLetter, Release, Retry
 from outbox_core.store import Armed, Band, Difference, KeyClaim, KeyWant, OnCommit, Settlement, Survey, Want
 
@@ -204,6 +204,18 @@ class MemoryStore:
     async def fetch_unprocessed(self, queue: str | None, limit: int, session: object | None) -> list[PendingMessage]:
         rows = [row for row in self._rows.values() if queue in (None, row.message.queue)]
         return [self._pending(row) for row in rows[:limit]]
+
+    async def fetch_dead_letters(
+        self, queue: str | None, reason: str | None, limit: int, session: object | None
+    ) -> list[DeadMessage]:
+        latest = reversed(self._dead.values())
+        picked = [one for one in latest if queue in (None, one.message.queue) and reason in (None, one.reason)]
+        return [_dead_message(letter) for letter in picked[:limit]]
+
+    async def find(self, id: int | UUID, session: object | None) -> list[PendingMessage | DeadMessage]:
+        live = [self._pending(row) for row in self._rows.values() if id in (row.id, row.message.message_id)]
+        dead = [_dead_message(one) for one in self._dead.values() if id in (one.id, one.message.message_id)]
+        return [*live, *dead]
 
     def _pending(self, row: _Row) -> PendingMessage:
         return PendingMessage(
@@ -575,3 +587,25 @@ def _first(dues: Sequence[datetime], now: datetime) -> float | None:
 def _changes(timer: NewMessage, message: NewMessage) -> bool:
     """Whether *message* is to change *timer*, with which it conflicts, instead of yielding to it."""
     return message.timer_conflict != "ignore" and message.timer_id is not None and _timer(timer) == _timer(message)
+
+
+def _dead_message(letter: MemoryDeadLetter) -> DeadMessage:
+    return DeadMessage(
+        id=letter.id,
+        message_id=letter.message.message_id,
+        queue=letter.message.queue,
+        key=letter.message.key,
+        payload=letter.message.payload,
+        headers=read_headers(letter.message.headers),
+        priority=letter.message.priority,
+        timer_id=letter.message.timer_id,
+        attempts_count=letter.row.attempts,
+        deliveries_count=letter.row.deliveries,
+        created_at=letter.row.created_at,
+        first_attempt_at=letter.row.first_attempt_at,
+        last_attempt_at=letter.failed_at,
+        failed_at=letter.failed_at,
+        reason=letter.reason,
+        error=letter.error,
+        worker=letter.worker,
+    )

@@ -121,6 +121,30 @@ class PendingMessage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadMessage:
+    """A dead letter. `parked`: it stays in the outbox table, which its `id` is of; then nobody noted the `worker`."""
+
+    id: int
+    message_id: UUID
+    queue: str
+    key: str | None
+    payload: bytes
+    headers: Mapping[str, str]
+    priority: int
+    timer_id: str | None
+    attempts_count: int
+    deliveries_count: int
+    created_at: datetime
+    first_attempt_at: datetime | None
+    last_attempt_at: datetime | None
+    failed_at: datetime | None
+    reason: str
+    error: str | None
+    worker: str | None
+    parked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueStats:
     """One queue at one moment. `oldest_age` is in seconds, of the oldest message that is due; None if none is.
 

@@ -87,6 +87,7 @@ _MESSAGE = (
     Column("timer_id", "string", nullable=True, length=NAME_LENGTH),
     Column("created_at", "timestamp", default="now"),
 )
+MESSAGE_COLUMNS = tuple(column.name for column in _MESSAGE)  # what a publisher says, and nobody changes
 _HISTORY = (
     Column("deliveries_count", "integer", default="zero"),
     Column("attempts_count", "integer", default="zero"),

@@ -13,8 +13,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple, Protocol, TypeAlias
+from uuid import UUID
 
-from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage
+from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage
 from outbox_core.outcome import Outcome
 
 Armed: TypeAlias = Literal["armed", "proxied", "publishing"]
@@ -206,6 +207,14 @@ class Store(Protocol):
 
     async def fetch_unprocessed(self, queue: str | None, limit: int, session: object | None) -> list[PendingMessage]:
         """The oldest *limit* rows by id, leased or not, without leasing them."""
+
+    async def fetch_dead_letters(
+        self, queue: str | None, reason: str | None, limit: int, session: object | None
+    ) -> list[DeadMessage]:
+        """The latest *limit* dead letters, those that are parked in the outbox table first."""
+
+    async def find(self, id: int | UUID, session: object | None) -> list[PendingMessage | DeadMessage]:
+        """Everything with that row id, in the outbox table and among the dead letters, or with that message id."""
 
     async def redrive(
         self,

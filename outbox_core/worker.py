@@ -22,6 +22,7 @@ from outbox_core.claimant import Claimant
 from outbox_core.claimer import Claimer
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch
 from outbox_core.events import (
+    Claimed,
     ConnectionRestored,
     Event,
     LeaseLost,
@@ -30,6 +31,7 @@ from outbox_core.events import (
     WorkerStarted,
     WorkerStopped,
 )
+from outbox_core.hints import Hints
 from outbox_core.isolation import Isolation
 from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.quoting import one_line
@@ -92,6 +94,7 @@ class Worker:
         self._settler = Settler(self._settles, worker=self.name, observe=self._observe)
         self._claimer = Claimer(self._claims, self._settler, observe=self._observe)
         self._claimer.listening = lambda: self._listening
+        self._hints = Hints(self._claimer.heard, serves=lambda queue: queue in self._claimer.queues)
         self._settler.scheduled = self._claimer.nudge
         self._settler.emptied = self._claimer.empty_handed
         self._isolation = Isolation()
@@ -274,7 +277,7 @@ class Worker:
             if payload == proof:
                 proved.set()
             else:
-                self._claimer.heard(payload)
+                self._hints.heard(payload)
 
         listener: Listener | None = None
         try:
@@ -303,6 +306,8 @@ class Worker:
     def _observe(self, event: Event) -> None:
         if isinstance(event, ConnectionRestored):
             self._restored.set()
+        if isinstance(event, Claimed):
+            self._hints.came_true()
         if isinstance(event, LeaseLost):
             for claimant in self._claimants:
                 if event.delivery.queue in claimant.options.queues:

@@ -63,6 +63,7 @@ class OutboxBroker(CoreBroker):
             notify=settings.notify,
             listen_alias=settings.listen_database,
             conn_max_age=settings.conn_max_age,
+            insert_only=settings.insert_only,
         )
         options["lane"] = self.lanes
         super().__init__(store, **options)

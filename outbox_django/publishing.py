@@ -109,7 +109,7 @@ def _insert(messages: Sequence[NewMessage], queue: str, using: str | None, stand
 def publishing_store() -> DjangoStore:
     """The store of `settings.OUTBOX`, for publishing; nothing is connected by it."""
     settings = outbox_settings()
-    return DjangoStore(settings.database, settings.tables, notify=settings.notify)
+    return DjangoStore(settings.database, settings.tables, notify=settings.notify, insert_only=settings.insert_only)
 
 
 def check_transaction(

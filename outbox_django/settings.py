@@ -34,13 +34,14 @@ class OutboxSettings:
     which the others are named (`<table>_dlq`, `<table>_queues`, `<table>_archive`). `schema`: PostgreSQL's; None for the
     connection's own. `managed`: whether Django's migrations make the tables; False if Alembic or a DBA does. `archive`:
     keep handled messages instead of deleting them. `require_transaction`: what `publish` does outside `atomic()`.
-    `notify`: whether publishers wake sleeping workers. `listen_database`: an alias that leads a worker's own connections
-    past a pooler. `autodiscover`: the module in which each app has its handlers. `broker`: dotted path of the project's
-    own `outbox_django.OutboxBroker`; None makes one. `concurrency`: handlers that run at once in a worker process, each
-    with a thread and a connection of its own. `graceful_timeout`: seconds that handlers get when a worker stops.
-    `conn_max_age`: seconds after which a handler's connection is replaced, None for never; it takes the place of
-    `CONN_MAX_AGE` in handlers, where a new connection for each message would cost more than everything else.
-    `max_payload_bytes`: of an encoded body; a larger one is refused when it is published.
+    `notify`: whether publishers wake sleeping workers. `insert_only`: the database role may INSERT and nothing else, so
+    publishing returns None instead of row ids, and timers are neither extended nor replaced. `listen_database`: an alias
+    that leads a worker's own connections past a pooler. `autodiscover`: the module in which each app has its handlers.
+    `broker`: dotted path of the project's own `outbox_django.OutboxBroker`; None makes one. `concurrency`: handlers that
+    run at once in a worker process, each with a thread and a connection of its own. `graceful_timeout`: seconds that
+    handlers get when a worker stops. `conn_max_age`: seconds after which a handler's connection is replaced, None for
+    never; it takes the place of `CONN_MAX_AGE` in handlers, where a new connection for each message would cost more than
+    everything else. `max_payload_bytes`: of an encoded body; a larger one is refused when it is published.
     """
 
     database: str | None = None
@@ -50,6 +51,7 @@ class OutboxSettings:
     archive: bool = False
     require_transaction: TransactionPolicy = "error"
     notify: bool = True
+    insert_only: bool = False
     listen_database: str | None = None
     autodiscover: str = "outbox"
     broker: str | None = None
@@ -63,7 +65,7 @@ class OutboxSettings:
             _check(name, getattr(self, name), "a str or None", lambda value: value is None or _is_text(value))
         for name in ("table", "autodiscover"):
             _check(name, getattr(self, name), "a str", _is_text)
-        for name in ("managed", "archive", "notify"):
+        for name in ("managed", "archive", "notify", "insert_only"):
             _check(name, getattr(self, name), "True or False", lambda value: isinstance(value, bool))
         policies = ("error", "warn", "ignore")
         _check("require_transaction", self.require_transaction, f"one of {policies}", lambda value: value in policies)

@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool
 
 from outbox_core.errors import (
     DatabaseUnavailable,
+    NoPermission,
     NoTransaction,
     NotStarted,
     OptionError,
@@ -26,7 +27,14 @@ from outbox_core.errors import (
 )
 from outbox_core.schema import Tables
 from outbox_core.sql import Dialect, Maker, Row, SqlStore, Statement, begun, dialect_for
-from outbox_core.sql.refusals import first_line, is_aborted, is_login_refused, is_schema_refused
+from outbox_core.sql.refusals import (
+    GRANTS,
+    first_line,
+    is_aborted,
+    is_forbidden,
+    is_login_refused,
+    is_schema_refused,
+)
 from outbox_core.sql.remember import remembered
 from outbox_core.store import Listener, OnCommit
 from outbox_sqlalchemy.commits import after_commit
@@ -56,6 +64,7 @@ class SqlAlchemyStore(SqlStore):
         *,
         notify: bool = True,
         listen_dsn: str | None = None,
+        insert_only: bool = False,
     ) -> None:
         if engine is not None:
             _check_engine(engine)
@@ -65,7 +74,8 @@ class SqlAlchemyStore(SqlStore):
             raise WrongType("notify", "True or False", notify)
         self.engine = engine
         self._listen_dsn = listen_dsn
-        super().__init__(tables, None if engine is None else dialect_for(engine.dialect.name, tables), notify=notify)
+        dialect = None if engine is None else dialect_for(engine.dialect.name, tables)
+        super().__init__(tables, dialect, notify=notify, insert_only=insert_only)
 
     @property
     def name(self) -> str:
@@ -81,6 +91,8 @@ class SqlAlchemyStore(SqlStore):
         try:
             async with self._engine.begin() as connection:
                 return await connection.run_sync(work)
+        except NoPermission:  # an OSError too, as Python has it
+            raise
         except (OSError, InterfaceError, OperationalError) as error:
             raise self._unavailable(error) from error
         except Exception as error:
@@ -124,6 +136,8 @@ class SqlAlchemyStore(SqlStore):
                 raise SchemaMismatch(
                     self.tables.outbox, [f"{first_line(_driver_error(error))}; create or migrate it before publishing"]
                 ) from error
+            if is_forbidden(_driver_error(error)):
+                raise NoPermission(f"{first_line(_driver_error(error))}; {GRANTS}") from error
             raise
 
     def _dialect_of(self, connection: Connection) -> Dialect:

@@ -7,13 +7,14 @@ render `:name` in their driver's style; no statement contains a colon otherwise,
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, ClassVar, TypeAlias
 from uuid import UUID
 
 from outbox_core.errors import UnsupportedDatabase
-from outbox_core.message import Delivery, NewMessage, PendingMessage
+from outbox_core.message import DeadMessage, Delivery, NewMessage, PendingMessage, read_headers
 from outbox_core.outcome import Ack, DeadLetter, Outcome, Release, Retry
 from outbox_core.schema import Tables
 from outbox_core.store import Band, Difference, KeyWant, Settlement, Survey, Want
@@ -55,13 +56,14 @@ class Dialect(ABC):
     # Publishing
 
     @abstractmethod
-    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool, blindly: bool = False) -> Sequence[Statement]:
         """Insert all messages; rows of `id, message_id` come back for those that were inserted or changed a timer.
 
         The message id is the message's own, whatever the timer's row goes by.
 
         One statement for any number of messages that share queue, key, priority and schedule. *wake*: also notify, if a
-        sleeping worker has armed the queue.
+        sleeping worker has armed the queue. *blindly*: read no column, so that a role which may only INSERT can run it;
+        what comes back means nothing.
         """
 
     @abstractmethod
@@ -148,7 +150,69 @@ class Dialect(ABC):
     def fetch_unprocessed(self, queue: str | None, limit: int) -> Statement: ...
 
     @abstractmethod
+    def find_unprocessed(self, id: int | UUID) -> Statement:
+        """The same by row id or message id, without what is parked."""
+
+    @abstractmethod
     def read_pending(self, row: Row) -> PendingMessage: ...
+
+    def fetch_dead_letters(self, queue: str | None, reason: str | None, limit: int) -> Sequence[Statement]:
+        """Of each table that can have some, latest first; see `read_dead`."""
+        where = """(CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text))
+                  AND (CAST(:reason AS text) IS NULL OR failure_reason = CAST(:reason AS text))"""
+        parameters = {"queue": queue, "reason": reason, "limit": limit}
+        return [
+            Statement(f"{source} AND {where} ORDER BY id DESC LIMIT CAST(:limit AS bigint)", parameters)
+            for source in self._dead_sources
+        ]
+
+    def find_dead_letters(self, id: int | UUID) -> Sequence[Statement]:
+        where, parameters = self.identified(id)
+        return [Statement(f"{source} AND {where} ORDER BY id", parameters) for source in self._dead_sources]
+
+    @cached_property
+    def _dead_sources(self) -> Sequence[str]:
+        columns = """id, message_id, queue, key, payload, CAST(headers AS text), priority, timer_id, attempts_count,
+                     deliveries_count, created_at, first_attempt_at, last_attempt_at"""
+        parked = f"""SELECT {columns}, last_attempt_at, failure_reason, last_exception, NULL, 1
+                     FROM {self.outbox} WHERE failure_reason IS NOT NULL"""
+        if self.tables.dead_letters is None:
+            return [parked]
+        moved = f"""SELECT {columns}, failed_at, failure_reason, last_exception, worker, 0
+                    FROM {self.tables.sql(self.tables.dead_letters)} WHERE failure_reason IS NOT NULL"""
+        return [parked, moved]
+
+    def read_dead(self, row: Row) -> DeadMessage:
+        return DeadMessage(
+            id=row[0],
+            message_id=self.read_uuid(row[1]),
+            queue=row[2],
+            key=row[3],
+            payload=bytes(row[4]),
+            headers=read_headers(row[5]),
+            priority=row[6],
+            timer_id=row[7],
+            attempts_count=row[8],
+            deliveries_count=row[9],
+            created_at=self.read_moment(row[10]),
+            first_attempt_at=None if row[11] is None else self.read_moment(row[11]),
+            last_attempt_at=None if row[12] is None else self.read_moment(row[12]),
+            failed_at=None if row[13] is None else self.read_moment(row[13]),
+            reason=row[14],
+            error=row[15],
+            worker=row[16],
+            parked=bool(row[17]),
+        )
+
+    @abstractmethod
+    def identified(self, id: int | UUID) -> tuple[str, Mapping[str, object]]:
+        """A condition that holds for the rows of that row id or message id."""
+
+    @abstractmethod
+    def read_uuid(self, value: Any) -> UUID: ...
+
+    @abstractmethod
+    def read_moment(self, value: Any) -> datetime: ...
 
     @abstractmethod
     def redrive(

@@ -5,7 +5,7 @@ long. Arrays carry batches, so that a statement's text, and its plan, is the sam
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from uuid import UUID
 
@@ -58,10 +58,11 @@ class PostgreSQL(Dialect):
 
     # Publishing
 
-    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
-        return [self._insert_run(run, wake=wake) for run in same_envelope(messages)]
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool, blindly: bool = False) -> Sequence[Statement]:
+        return [self._insert_run(run, wake=wake, blindly=blindly) for run in same_envelope(messages)]
 
-    def _insert_run(self, run: Sequence[NewMessage], *, wake: bool) -> Statement:
+    # RETURNING and a conflict's target need SELECT on the columns that they name; without any, INSERT is enough.
+    def _insert_run(self, run: Sequence[NewMessage], *, wake: bool, blindly: bool) -> Statement:
         first = run[0]
         parameters: dict[str, object] = {
             "queue": first.queue,
@@ -81,10 +82,11 @@ class PostgreSQL(Dialect):
                 "payloads": [message.payload for message in run],
                 "headers": [message.headers for message in run],
             }
-        returning = f"RETURNING id, {message_id}"
+        returned = [] if blindly else ["id", message_id]
         if wake:
-            returning += self._and_wake
+            returned.append(self._wake)
             parameters |= {"channel": self.tables.channel, "wake_lock": wake_lock(self.tables.channel, first.queue)}
+        returning = f"RETURNING {', '.join(returned)}" if returned else ""
         return Statement(f"{source} {self._conflict[first.timer_conflict]} {returning}", parameters)
 
     @cached_property
@@ -136,7 +138,7 @@ class PostgreSQL(Dialect):
     # NOTIFY makes every committing transaction queue behind one lock until it is on disk, so it is sent only where a
     # worker sleeps. A sleeper holds the queue's lock exclusively; publishers share it until they have committed
     # (docs/decisions/0002-wake-ups.md). The subquery refers to nothing, so it runs once for any number of rows.
-    _and_wake = """, (
+    _wake = """(
                 SELECT CASE WHEN pg_try_advisory_xact_lock_shared(CAST(:wake_lock AS bigint)) THEN NULL
                             ELSE CAST(pg_notify(:channel, :queue) AS text) END)"""
 
@@ -491,15 +493,34 @@ class PostgreSQL(Dialect):
 
     def fetch_unprocessed(self, queue: str | None, limit: int) -> Statement:
         return Statement(
-            f"""SELECT id, message_id, queue, key, payload, CAST(headers AS text), priority, timer_id, attempts_count,
-                       deliveries_count, created_at, next_attempt_at,
-                       coalesce(leased_until > statement_timestamp(), false), failure_reason
-                FROM {self.outbox}
+            f"""{self._pending}
                 WHERE CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text)
                 ORDER BY id
                 LIMIT CAST(:limit AS int)""",
             {"queue": queue, "limit": limit},
         )
+
+    def find_unprocessed(self, id: int | UUID) -> Statement:
+        where, parameters = self.identified(id)
+        return Statement(f"{self._pending} WHERE {where} AND failure_reason IS NULL", parameters)
+
+    @cached_property
+    def _pending(self) -> str:
+        return f"""SELECT id, message_id, queue, key, payload, CAST(headers AS text), priority, timer_id, attempts_count,
+                          deliveries_count, created_at, next_attempt_at,
+                          coalesce(leased_until > statement_timestamp(), false), failure_reason
+                   FROM {self.outbox}"""
+
+    def identified(self, id: int | UUID) -> tuple[str, dict[str, object]]:
+        if isinstance(id, UUID):
+            return "message_id = CAST(:message_id AS uuid)", {"message_id": id}
+        return "id = CAST(:id AS bigint)", {"id": id}
+
+    def read_uuid(self, value: UUID) -> UUID:
+        return value
+
+    def read_moment(self, value: datetime) -> datetime:
+        return value
 
     def read_pending(self, row: Row) -> PendingMessage:
         return PendingMessage(
@@ -716,7 +737,7 @@ class PostgreSQL(Dialect):
                 for unique, valid, definition, predicate in indexes
                 if valid
             ],
-            _type_of,
+            type_of,
         )
 
 
@@ -732,7 +753,8 @@ _TYPES = {
 }
 
 
-def _type_of(column: Column) -> str:
+def type_of(column: Column) -> str:
+    """A column's type as the catalogue has it."""
     return f"character varying({column.length})" if column.kind == "string" else _TYPES[column.kind]
 
 

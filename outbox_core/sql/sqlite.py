@@ -40,7 +40,7 @@ class SQLite(Dialect):
 
     # Publishing
 
-    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool, blindly: bool = False) -> Sequence[Statement]:
         return [
             self._insert_run(run[start : start + MAX_ROWS])
             for run in same_envelope(messages)
@@ -349,14 +349,33 @@ class SQLite(Dialect):
 
     def fetch_unprocessed(self, queue: str | None, limit: int) -> Statement:
         return Statement(
-            f"""SELECT id, message_id, queue, key, payload, headers, priority, timer_id, attempts_count,
-                       deliveries_count, created_at, next_attempt_at, coalesce(leased_until > {NOW}, 0), failure_reason
-                FROM {self.outbox}
+            f"""{self._pending}
                 WHERE :queue IS NULL OR queue = :queue
                 ORDER BY id
                 LIMIT :limit""",
             {"queue": queue, "limit": limit},
         )
+
+    def find_unprocessed(self, id: int | UUID) -> Statement:
+        where, parameters = self.identified(id)
+        return Statement(f"{self._pending} WHERE {where} AND failure_reason IS NULL", parameters)
+
+    @property
+    def _pending(self) -> str:
+        return f"""SELECT id, message_id, queue, key, payload, headers, priority, timer_id, attempts_count,
+                          deliveries_count, created_at, next_attempt_at, coalesce(leased_until > {NOW}, 0), failure_reason
+                   FROM {self.outbox}"""
+
+    def identified(self, id: int | UUID) -> tuple[str, dict[str, object]]:
+        if isinstance(id, UUID):
+            return "message_id = :message_id", {"message_id": id.hex}
+        return "id = :id", {"id": id}
+
+    def read_uuid(self, value: str) -> UUID:
+        return UUID(value)
+
+    def read_moment(self, value: str | datetime) -> datetime:
+        return _moment(value)
 
     def read_pending(self, row: Row) -> PendingMessage:
         return PendingMessage(
@@ -545,7 +564,7 @@ class SQLite(Dialect):
                 LiveIndex(tuple(names.split(",")), bool(unique), sql.partition("WHERE ")[2])
                 for unique, names, sql in indexes
             ],
-            _type_of,
+            type_of,
         )
 
 
@@ -569,7 +588,8 @@ _TYPES = {
 }
 
 
-def _type_of(column: Column) -> str:
+def type_of(column: Column) -> str:
+    """A column's type as `read_catalogue` compares it, which is without a length."""
     return _TYPES[column.kind]
 
 

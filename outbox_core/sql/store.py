@@ -13,7 +13,8 @@ from functools import partial
 from typing import Protocol, TypeAlias
 from uuid import UUID, uuid4
 
-from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
+from outbox_core.errors import InvalidMessage
+from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
 from outbox_core.outcome import Release
 from outbox_core.schema import Tables
 from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
@@ -53,10 +54,13 @@ class SqlStore(ABC):
 
     dialect: Dialect | None  # None until a session says which database it is
 
-    def __init__(self, tables: Tables, dialect: Dialect | None, *, notify: bool = True) -> None:
+    def __init__(
+        self, tables: Tables, dialect: Dialect | None, *, notify: bool = True, insert_only: bool = False
+    ) -> None:
         self.tables = tables
         self.dialect = dialect
         self._notify = notify
+        self._insert_only = insert_only
 
     @property
     @abstractmethod
@@ -89,13 +93,26 @@ class SqlStore(ABC):
     # Publishing
 
     async def insert(self, messages: Sequence[NewMessage], session: object | None) -> list[int | None]:
-        return _ids_in_order(messages, await self.run(partial(self._insert, messages), session))
+        self._check_insertable(messages)
+        return self._ids(messages, await self.run(partial(self._insert, messages), session))
 
     def insert_sync(self, messages: Sequence[NewMessage], session: object) -> list[int | None]:
-        return _ids_in_order(messages, self.run_sync(partial(self._insert, messages), session))
+        self._check_insertable(messages)
+        return self._ids(messages, self.run_sync(partial(self._insert, messages), session))
 
     def _insert(self, messages: Sequence[NewMessage], dialect: Dialect) -> Sequence[Statement]:
-        return dialect.insert(messages, wake=self._notify and dialect.notifies)
+        return dialect.insert(messages, wake=self._notify and dialect.notifies, blindly=self._insert_only)
+
+    def _check_insertable(self, messages: Sequence[NewMessage]) -> None:
+        for message in messages if self._insert_only else ():
+            if message.timer_conflict != "ignore":
+                raise InvalidMessage(
+                    f"timer_conflict={message.timer_conflict!r} looks at the timer that is there and changes it, and this "
+                    "publisher may only INSERT; use one without insert_only, whose role may SELECT and UPDATE"
+                )
+
+    def _ids(self, messages: Sequence[NewMessage], answers: Sequence[Sequence[Row]]) -> list[int | None]:
+        return [None] * len(messages) if self._insert_only else _ids_in_order(messages, answers)
 
     async def complete(self, deliveries: Sequence[Delivery], session: object) -> set[int]:
         acked = Settlements(acked=deliveries)
@@ -115,6 +132,29 @@ class SqlStore(ABC):
             return dialect.fetch_unprocessed(queue, limit)
 
         return [readers[0](row) for row in await self._one(look, session)]
+
+    async def fetch_dead_letters(
+        self, queue: str | None, reason: str | None, limit: int, session: object | None
+    ) -> list[DeadMessage]:
+        readers: list[Callable[[Row], DeadMessage]] = []
+
+        def look(dialect: Dialect) -> Sequence[Statement]:
+            readers.append(dialect.read_dead)
+            return dialect.fetch_dead_letters(queue, reason, limit)
+
+        answers = await self.run(look, session)
+        return [readers[0](row) for rows in answers for row in rows][:limit]
+
+    async def find(self, id: int | UUID, session: object | None) -> list[PendingMessage | DeadMessage]:
+        dialects: list[Dialect] = []
+
+        def look(dialect: Dialect) -> Sequence[Statement]:
+            dialects.append(dialect)
+            return [dialect.find_unprocessed(id), *dialect.find_dead_letters(id)]
+
+        live, *dead = await self.run(look, session)
+        dialect = dialects[0]
+        return [*map(dialect.read_pending, live), *(dialect.read_dead(row) for rows in dead for row in rows)]
 
     async def redrive(
         self,
