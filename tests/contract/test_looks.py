@@ -5,7 +5,7 @@ from uuid import UUID
 from outbox_core.envelope import compose
 from outbox_core.message import DeadMessage, PendingMessage
 from outbox_core.outcome import DeadLetter, DeadReason
-from tests.contract.harness import Outbox, claim, settle
+from tests.contract.harness import Outbox, claim, claim_keyed, settle
 
 ONE = UUID("0197a3c0-0000-7000-8000-000000000001")
 TWO = UUID("0197a3c0-0000-7000-8000-000000000002")
@@ -16,7 +16,7 @@ async def bury(
 ) -> None:
     link = await outbox.link()
     await outbox.publish(compose(body, queue, **options))
-    (delivery,) = await claim(link, queue, limit=1)
+    (delivery,) = [*await claim(link, queue, limit=1), *await claim_keyed(link, queue, limit=1)]
     await settle(link, delivery, DeadLetter(reason, "ValueError: no"))
 
 

@@ -198,7 +198,9 @@ async def test_without_other_tables_a_worker_parks_what_is_dead(guarded: Guarded
 
     operators = create_async_engine(with_driver(guarded.operator, "asyncpg"))
     store = SqlAlchemyStore(operators, alone)
-    assert await store.redrive(queue=None, ids=None, reason=None, limit=None, dry_run=False, session=None) == 1
+    assert (
+        await store.redrive(queue=None, key=None, ids=None, reason=None, limit=None, dry_run=False, session=None) == 1
+    )
     await operators.dispose()
 
 
