@@ -132,6 +132,9 @@ class Consumer:
     def in_hand(self) -> int:
         return len(self._buffer) + len(self._running)
 
+    def running(self) -> list[Delivery]:
+        return list(self._running.copy())
+
     def room(self) -> int:
         """How many more messages the slots will start within the next moment, at least the idle slots."""
         if self._stopping:

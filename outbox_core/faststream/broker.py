@@ -42,6 +42,7 @@ class SharedOptions(TypedDict, total=False):
     worker_name: str | None
     max_workers: int
     graceful_timeout: float | None
+    stuck_timeout: float | None
     decoder: Any
     parser: Any
     codec: Any
@@ -76,12 +77,13 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
     """Publishes into an outbox table and consumes from it.
 
     *require_transaction* says what a publish without a session does: nothing special, a warning, or `NoTransaction`.
-    *graceful_timeout*: seconds that handlers get at a stop; None does not wait. *log_level*: of the two records that
-    FastStream writes for each message; they cost more than the rest of the pipeline, so they are at DEBUG. *observers*
-    are called with every event of the engine (`outbox_core.events`). *max_workers*: of subscribers that do not say.
-    *lane*: entered around each delivery, a place for its handler; *call_decorators*: put around every handler: together
-    they let an adapter give handlers threads and connections. *injection*: finds the handlers' arguments, in FastDepends'
-    place. The other arguments are FastStream's own.
+    *graceful_timeout*: seconds that handlers get at a stop; None does not wait. *stuck_timeout*: seconds for which the
+    event loop may be blocked with messages in hand before the process is ended; None: for ever. *log_level*: of the
+    two records that FastStream writes for each message; they cost more than the rest of the pipeline, so they are at
+    DEBUG. *observers* are called with every event of the engine (`outbox_core.events`). *max_workers*: of subscribers
+    that do not say. *lane*: entered around each delivery, a place for its handler; *call_decorators*: put around every
+    handler: together they let an adapter give handlers threads and connections. *injection*: finds the handlers'
+    arguments, in FastDepends' place. The other arguments are FastStream's own.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         call_decorators: Sequence[Callable[..., Any]] = (),
         injection: Injection | None = None,
         graceful_timeout: float | None = 15.0,
+        stuck_timeout: float | None = 30.0,
         decoder: Any = None,
         parser: Any = None,
         codec: Any = None,
@@ -123,9 +126,12 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
             raise WrongType("graceful_timeout", "a number of seconds or None", graceful_timeout)
         if graceful_timeout is not None and not 0 <= graceful_timeout < float("inf"):
             raise OptionError(f"graceful_timeout must be >= 0 seconds or None, got {graceful_timeout!r}")
+        worker = None
+        if store is not None:
+            worker = Worker(store, name=worker_name, observers=observers, stuck_timeout=stuck_timeout)
         config = OutboxBrokerConfig(
             store=store,
-            worker=None if store is None else Worker(store, name=worker_name, observers=observers),
+            worker=worker,
             require_transaction=require_transaction,
             broker_middlewares=middlewares,
             broker_parser=parser,

@@ -44,6 +44,7 @@ class Dialect(ABC):
 
     name: ClassVar[str]
     notifies: ClassVar[bool]  # whether publishers can wake workers through this database
+    remote: ClassVar[bool]  # whether there is a network in between, which may fall silent
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
@@ -91,6 +92,9 @@ class Dialect(ABC):
 
     @abstractmethod
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement: ...
+
+    @abstractmethod
+    def ours(self, deliveries: Sequence[Delivery]) -> Statement: ...
 
     @abstractmethod
     def begin(self, delivery: Delivery) -> Statement: ...

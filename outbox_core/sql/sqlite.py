@@ -28,6 +28,7 @@ def _in(seconds: str) -> str:
 
 class SQLite(Dialect):
     name = "sqlite"
+    remote = False
     notifies = False
     settles_in_transaction = True
 
@@ -178,9 +179,16 @@ class SQLite(Dialect):
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement:
         return Statement(
             f"""UPDATE {self.outbox} SET leased_until = {_in(":lease")}
-                WHERE (id, acquired_token) IN ({_HELD})
+                WHERE (id, acquired_token) IN ({_HELD}) AND leased_until IS NOT NULL
                 RETURNING id""",
             {"held": _held(deliveries), "lease": lease},
+        )
+
+    def ours(self, deliveries: Sequence[Delivery]) -> Statement:
+        return Statement(
+            f"""SELECT id FROM {self.outbox}
+                WHERE (id, acquired_token) IN ({_HELD}) AND leased_until IS NOT NULL""",
+            {"held": _held(deliveries)},
         )
 
     def begin(self, delivery: Delivery) -> Statement:

@@ -22,6 +22,7 @@ Maker: TypeAlias = Callable[[Dialect], Sequence[Statement]]
 
 SETUP_PATIENCE = 10.0  # seconds
 SETUP_PAUSE = 0.02
+LEAST_PATIENCE = 1.0  # seconds for an extension, however short the lease
 
 
 class Executor(Protocol):
@@ -217,7 +218,13 @@ class SqlLink:
         return bool(await self._executor.execute(self._dialect.begin(delivery)))
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
-        return {row[0] for row in await self._executor.execute(self._dialect.extend(deliveries, lease))}
+        # SQLite waits for whoever writes, with a patience of its own, and meanwhile nobody else can claim.
+        patience = max(LEAST_PATIENCE, lease / 4) if self._dialect.remote else None
+        async with asyncio.timeout(patience):
+            return await self._ids([self._dialect.extend(deliveries, lease)])
+
+    async def ours(self, deliveries: Sequence[Delivery]) -> set[int]:
+        return await self._ids([self._dialect.ours(deliveries)])
 
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
         statements = self._dialect.settle(Settlements.of(settlements), worker=worker)
