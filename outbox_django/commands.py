@@ -15,6 +15,7 @@ from django.db import DatabaseError, InterfaceError
 from outbox_core.envelope import check_queue
 from outbox_core.errors import OutboxError, WrongDatabase
 from outbox_core.sql.refusals import first_line
+from outbox_core.watchdog import STUCK_EXIT_CODE
 from outbox_django.connections import database_settings
 from outbox_django.settings import outbox_settings
 from outbox_django.store import DirectStore
@@ -26,6 +27,7 @@ class Exit(IntEnum):
     CLEAN = 0
     FAILED = 1
     USAGE = 2
+    STUCK = STUCK_EXIT_CODE  # the event loop was blocked for stuck_timeout
     ABANDONED = 3  # handlers were cut when graceful_timeout had passed; their messages are delivered again
 
 
@@ -100,6 +102,14 @@ def seconds(text: str) -> float:
         given = -1.0
     if not 0 <= given < float("inf"):
         raise ArgumentTypeError(f"must be a number of seconds >= 0, got {text!r}")
+    return given
+
+
+def patience(text: str) -> float:
+    """A duration of at least a second; 0 is never."""
+    given = seconds(text)
+    if 0 < given < 1:
+        raise ArgumentTypeError(f"must be a number of seconds >= 1, or 0 for never, got {text!r}")
     return given
 
 

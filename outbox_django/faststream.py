@@ -15,7 +15,7 @@ from outbox_core.faststream.producer import OutboxProducer
 from outbox_core.faststream.response import OutboxPublishCommand
 from outbox_core.faststream.subscriber import OutboxSubscriber
 from outbox_core.message import NewMessage
-from outbox_core.options import check_max_workers
+from outbox_core.options import check_max_workers, check_stuck_timeout
 from outbox_django.dependencies import LaneProvider, filter_in_lane, in_lane
 from outbox_django.lanes import Lane, Lanes, in_thread
 from outbox_django.publishing import check_transaction
@@ -52,6 +52,7 @@ class OutboxBroker(CoreBroker):
         options["call_decorators"] = (*options.get("call_decorators", ()), in_lane)
         options.setdefault("max_workers", self.lanes.size)
         options.setdefault("graceful_timeout", settings.graceful_timeout)
+        options.setdefault("stuck_timeout", settings.stuck_timeout)
         options.setdefault("logger", logging.getLogger("outbox.handlers"))
         store = DjangoStore(
             using or settings.database,
@@ -82,6 +83,12 @@ class OutboxBroker(CoreBroker):
         """Let so many handlers run at once, from the next start on."""
         self.lanes.size = check_max_workers(concurrency)
         self.config.broker_config.max_workers = concurrency
+
+    def set_stuck_timeout(self, seconds: float | None) -> None:
+        """End the process when its loop was blocked for so long; None: never. From the next start on."""
+        worker = self.config.broker_config.worker
+        assert worker is not None, "it has a store"
+        worker.stuck_timeout = check_stuck_timeout(seconds)
 
     # Life
 

@@ -37,6 +37,7 @@ class OutboxSettings:
     past a pooler. `autodiscover`: the module in which each app has its handlers. `broker`: dotted path of the project's
     own `outbox_django.OutboxBroker`; None makes one. `concurrency`: handlers that run at once in a worker process, each
     with a thread and a connection of its own. `graceful_timeout`: seconds that handlers get when a worker stops.
+    `stuck_timeout`: seconds for which a worker's event loop may be blocked before its process is ended; None: for ever.
     `conn_max_age`: seconds after which a handler's connection is replaced, None for never; it takes the place of
     `CONN_MAX_AGE` in handlers, where a new connection for each message would cost more than everything else.
     """
@@ -53,6 +54,7 @@ class OutboxSettings:
     broker: str | None = None
     concurrency: int = 4
     graceful_timeout: float = 20.0
+    stuck_timeout: float | None = 30.0
     conn_max_age: float | None = 600.0
 
     def __post_init__(self) -> None:
@@ -71,6 +73,12 @@ class OutboxSettings:
             lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_WORKERS,
         )
         _check("graceful_timeout", self.graceful_timeout, "a number of seconds >= 0", _is_duration)
+        _check(
+            "stuck_timeout",
+            self.stuck_timeout,
+            "a number of seconds >= 1, or None",
+            lambda value: value is None or (_is_duration(value) and value >= 1),
+        )
         _check(
             "conn_max_age",
             self.conn_max_age,

@@ -31,11 +31,12 @@ DRAIN_MARGIN = 10.0  # seconds for the last outcomes and the end of connections
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """`drain`: end when nothing is due. `once`: end after one message, or when none is due. `health_file` is touched while
-    the worker makes progress, and removed at the end."""
+    """`stuck_timeout`: None leaves it to the broker, 0 is never. `drain`: end when nothing is due. `once`: end after one
+    message, or when none is due. `health_file` is touched while the worker makes progress, and removed at the end."""
 
     concurrency: int | None = None
     graceful_timeout: float | None = None
+    stuck_timeout: float | None = None
     drain: bool = False
     once: bool = False
     health_file: Path | None = None
@@ -131,6 +132,8 @@ class WorkerProcess:
             self._broker.set_concurrency(options.concurrency)
         if options.graceful_timeout is not None:
             self._broker.config.broker_config.graceful_timeout = options.graceful_timeout
+        if options.stuck_timeout is not None:
+            self._broker.set_stuck_timeout(options.stuck_timeout or None)
 
     def _halt_after_one(self, event: Event) -> None:
         if isinstance(event, Handled):

@@ -61,6 +61,7 @@ def test_every_key_may_be_left_out() -> None:
         ({"CONCURRENCY": "4"}, 'OUTBOX["CONCURRENCY"] must be an int'),
         ({"GRACEFUL_TIMEOUT": -1}, 'OUTBOX["GRACEFUL_TIMEOUT"] must be a number of seconds >= 0, got -1'),
         ({"GRACEFUL_TIMEOUT": float("inf")}, 'OUTBOX["GRACEFUL_TIMEOUT"] must be a number of seconds >= 0, got inf'),
+        ({"STUCK_TIMEOUT": 0}, 'OUTBOX["STUCK_TIMEOUT"] must be a number of seconds >= 1, or None, got 0'),
         ({"CONN_MAX_AGE": "60"}, "OUTBOX[\"CONN_MAX_AGE\"] must be a number of seconds >= 0, or None, got '60'"),
         ({"BROKER": 5}, 'OUTBOX["BROKER"] must be a str or None, got 5'),
         ({"AUTODISCOVER": ""}, 'OUTBOX["AUTODISCOVER"] must be a str, got'),
@@ -131,10 +132,11 @@ def test_a_broker_of_a_database_that_does_not_exist_says_so() -> None:
 
 
 def test_a_broker_takes_what_it_is_not_given_from_the_settings(django_databases: object) -> None:
-    with override_settings(OUTBOX={"CONCURRENCY": 7, "GRACEFUL_TIMEOUT": 3, "CONN_MAX_AGE": None, "DATABASE": "lite"}):
+    with override_settings(OUTBOX={"CONCURRENCY": 7, "GRACEFUL_TIMEOUT": 3, "STUCK_TIMEOUT": 9, "DATABASE": "lite"}):
         broker = OutboxBroker()
 
     assert broker.lanes.size == 7
-    assert broker.lanes.conn_max_age is None
+    assert broker.lanes.conn_max_age == 600
+    assert broker.config.broker_config.worker.stuck_timeout == 9
     assert broker.config.graceful_timeout == 3
     assert OutboxBroker(concurrency=2, graceful_timeout=1.0).lanes.size == 2

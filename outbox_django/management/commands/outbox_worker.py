@@ -15,7 +15,7 @@ from django.utils import autoreload
 
 from outbox_core.errors import OptionError, SchemaMismatch
 from outbox_core.options import MAX_WORKERS
-from outbox_django.commands import Exit, check_alias, count, named_queues, seconds, told_in_one_line
+from outbox_django.commands import Exit, check_alias, count, named_queues, patience, seconds, told_in_one_line
 from outbox_django.errors import BrokenHandlers
 from outbox_django.handlers import load_handlers
 from outbox_django.settings import outbox_settings
@@ -30,7 +30,8 @@ logger = logging.getLogger("outbox")
 class Command(BaseCommand):
     help = (
         "Handle the messages of the outbox. Exit codes: 0 clean; 1 it could not start; 2 wrong arguments; 3 handlers were "
-        "cut when the graceful timeout had passed; 128 + n ended by a second signal n."
+        "cut when the graceful timeout had passed; 70 the event loop was blocked for too long; 128 + n ended by a second "
+        "signal n."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -47,6 +48,12 @@ class Command(BaseCommand):
         parser.add_argument("--reload", action="store_true", help="restart when code changes, for development")
         parser.add_argument("--database", metavar="ALIAS", help="the database that has the outbox")
         parser.add_argument("--graceful-timeout", type=seconds, metavar="S", help="seconds for handlers at a stop")
+        parser.add_argument(
+            "--stuck-timeout",
+            type=patience,
+            metavar="S",
+            help="seconds of a blocked loop until the process is ended; 0: never",
+        )
         parser.add_argument(
             "--health-file", type=Path, metavar="PATH", help="touched every 2 s while there is progress"
         )
@@ -96,6 +103,7 @@ def _prepare(options: dict[str, Any]) -> "WorkerProcess":
         WorkerOptions(
             concurrency=options["concurrency"],
             graceful_timeout=options["graceful_timeout"],
+            stuck_timeout=options["stuck_timeout"],
             drain=options["drain"],
             once=options["once"],
             health_file=options["health_file"],
