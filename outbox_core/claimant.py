@@ -15,6 +15,7 @@ class Claimant(Protocol):
     """What the claimer and the worker ask of it. Everything but `stop` answers at once."""
 
     options: ConsumerOptions
+    longest_run: int  # messages of one key that it can take at once
     more: bool  # whether the last claim left messages behind
     leaving: asyncio.Lock  # held while it is drained
 

@@ -18,6 +18,7 @@ from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
+from outbox_core.quoting import one_line
 from outbox_core.store import Settlement
 from outbox_core.waiting import within
 
@@ -172,6 +173,8 @@ class Settler:
         """Its handler's transaction has deleted the row."""
         if self._drop(delivery):
             self._observe(Settled(1, ()))
+            if delivery.key is not None:
+                self.scheduled()
 
     def undecided(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Those that are held and have no outcome yet."""
@@ -266,7 +269,7 @@ class Settler:
                 lost.append(delivery.id)
                 self.forget(delivery)
         self._observe(Settled(len(batch), tuple(lost)))
-        if any(isinstance(settlement.outcome, Retry | Release) for settlement in batch):
+        if any(isinstance(one.outcome, Retry | Release) or one.delivery.key is not None for one in batch):
             self.scheduled()
 
     def _was_ours(self, delivery: Delivery) -> bool:
@@ -291,7 +294,7 @@ class Settler:
         self._refusals[delivery] = self._refusals.get(delivery, 0) + self._works
         self._works = False
         if self._refusals[delivery] >= GIVE_UP_AFTER:
-            logger.error("cannot settle message %s in %r: %s", delivery.id, delivery.queue, down)
+            logger.error("cannot settle message %s in %r: %s", delivery.id, delivery.queue, one_line(str(down)))
             self.forget(delivery)
 
 

@@ -22,6 +22,7 @@ from outbox_core.claimant import Claimant
 from outbox_core.claimer import Claimer
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch
 from outbox_core.events import (
+    Claimed,
     ConnectionRestored,
     Event,
     LeaseLost,
@@ -31,10 +32,12 @@ from outbox_core.events import (
     WorkerStopped,
 )
 from outbox_core.heartbeat import Heartbeat
+from outbox_core.hints import Hints
 from outbox_core.isolation import Isolation
 from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
 from outbox_core.options import check_stuck_timeout
+from outbox_core.quoting import one_line
 from outbox_core.settler import Settler
 from outbox_core.store import Link, Listener, Store
 from outbox_core.threads import LoopThread
@@ -107,6 +110,7 @@ class Worker:
         self._settler = Settler(self._settles, worker=self.name, observe=self._observe)
         self._claimer = Claimer(self._claims, self._settler, observe=self._observe)
         self._claimer.listening = lambda: self._listening
+        self._hints = Hints(self._claimer.heard, serves=lambda queue: queue in self._claimer.queues)
         self._settler.scheduled = self._claimer.nudge
         self._settler.emptied = self._claimer.empty_handed
         self._isolation = Isolation()
@@ -283,7 +287,7 @@ class Worker:
                     degraded, pause = None, TICK
                 elif degraded is None:
                     degraded = reason
-                    logger.warning("no wake-ups from %s: %s; polling instead", self.store.name, reason)
+                    logger.warning("no wake-ups from %s: %s; polling instead", self.store.name, one_line(reason))
                     self._observe(ListenDegraded(reason))
                 await self._pause_listening(pause * random.uniform(0.1, 1.0))  # noqa: S311  no secret
                 pause = min(pause * 2, PROOF_AGAIN)
@@ -306,7 +310,7 @@ class Worker:
             if payload == proof:
                 proved.set()
             else:
-                self._claimer.heard(payload)
+                self._hints.heard(payload)
 
         listener: Listener | None = None
         try:
@@ -335,6 +339,8 @@ class Worker:
     def _observe(self, event: Event) -> None:
         if isinstance(event, ConnectionRestored):
             self._restored.set()
+        if isinstance(event, Claimed):
+            self._hints.came_true()
         if isinstance(event, LeaseLost):
             for claimant in self._claimants:
                 if event.delivery.queue in claimant.options.queues:

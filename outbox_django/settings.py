@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache, cached_property
-from math import isfinite
 from typing import Any, Literal, TypeAlias, cast
 
 from django.conf import settings
 from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS
 
+from outbox_core.envelope import MAX_DELAY, MAX_PAYLOAD_BYTES, MOST_PAYLOAD_BYTES
 from outbox_core.errors import InvalidName, WrongType
 from outbox_core.options import MAX_WORKERS
+from outbox_core.quoting import quoted
 from outbox_core.schema import Tables, check_identifier
 from outbox_django.errors import InvalidSettings
 
@@ -33,13 +34,15 @@ class OutboxSettings:
     which the others are named (`<table>_dlq`, `<table>_queues`, `<table>_archive`). `schema`: PostgreSQL's; None for the
     connection's own. `managed`: whether Django's migrations make the tables; False if Alembic or a DBA does. `archive`:
     keep handled messages instead of deleting them. `require_transaction`: what `publish` does outside `atomic()`.
-    `notify`: whether publishers wake sleeping workers. `listen_database`: an alias that leads a worker's own connections
-    past a pooler. `autodiscover`: the module in which each app has its handlers. `broker`: dotted path of the project's
-    own `outbox_django.OutboxBroker`; None makes one. `concurrency`: handlers that run at once in a worker process, each
-    with a thread and a connection of its own. `graceful_timeout`: seconds that handlers get when a worker stops.
-    `stuck_timeout`: seconds for which a worker's event loop may be blocked before its process is ended; None: for ever.
-    `conn_max_age`: seconds after which a handler's connection is replaced, None for never; it takes the place of
-    `CONN_MAX_AGE` in handlers, where a new connection for each message would cost more than everything else.
+    `notify`: whether publishers wake sleeping workers. `insert_only`: the database role may INSERT and nothing else, so
+    publishing returns None instead of row ids, and timers are neither extended nor replaced. `listen_database`: an alias
+    that leads a worker's own connections past a pooler. `autodiscover`: the module in which each app has its handlers.
+    `broker`: dotted path of the project's own `outbox_django.OutboxBroker`; None makes one. `concurrency`: handlers that
+    run at once in a worker process, each with a thread and a connection of its own. `graceful_timeout`: seconds that
+    handlers get when a worker stops. `stuck_timeout`: seconds for which a worker's event loop may be blocked before its
+    process is ended; None: for ever. `conn_max_age`: seconds after which a handler's connection is replaced, None for
+    never; it takes the place of `CONN_MAX_AGE` in handlers, where a new connection for each message would cost more than
+    everything else. `max_payload_bytes`: of an encoded body; a larger one is refused when it is published.
     """
 
     database: str | None = None
@@ -49,6 +52,7 @@ class OutboxSettings:
     archive: bool = False
     require_transaction: TransactionPolicy = "error"
     notify: bool = True
+    insert_only: bool = False
     listen_database: str | None = None
     autodiscover: str = "outbox"
     broker: str | None = None
@@ -56,13 +60,14 @@ class OutboxSettings:
     graceful_timeout: float = 20.0
     stuck_timeout: float | None = 30.0
     conn_max_age: float | None = 600.0
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
 
     def __post_init__(self) -> None:
         for name in ("database", "schema", "listen_database", "broker"):
             _check(name, getattr(self, name), "a str or None", lambda value: value is None or _is_text(value))
         for name in ("table", "autodiscover"):
             _check(name, getattr(self, name), "a str", _is_text)
-        for name in ("managed", "archive", "notify"):
+        for name in ("managed", "archive", "notify", "insert_only"):
             _check(name, getattr(self, name), "True or False", lambda value: isinstance(value, bool))
         policies = ("error", "warn", "ignore")
         _check("require_transaction", self.require_transaction, f"one of {policies}", lambda value: value in policies)
@@ -84,6 +89,12 @@ class OutboxSettings:
             self.conn_max_age,
             "a number of seconds >= 0, or None",
             lambda value: value is None or _is_duration(value),
+        )
+        _check(
+            "max_payload_bytes",
+            self.max_payload_bytes,
+            f"an int between 1 and {MOST_PAYLOAD_BYTES:,}",
+            lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_PAYLOAD_BYTES,
         )
         try:
             check_identifier('OUTBOX["TABLE"]', self.table)
@@ -126,7 +137,9 @@ def outbox_settings() -> OutboxSettings:
     known = {field.name.upper(): field.name for field in fields(OutboxSettings)}
     for key in given:
         if key not in known:
-            raise InvalidSettings(f"settings.OUTBOX has an unknown key {key!r}; {_closest(str(key), list(known))}")
+            raise InvalidSettings(
+                f"settings.OUTBOX has an unknown key {quoted(key)}; {_closest(str(key), list(known))}"
+            )
     return OutboxSettings(**{known[key]: value for key, value in cast("Mapping[str, Any]", given).items()})
 
 
@@ -137,7 +150,7 @@ def _closest(key: str, known: list[str]) -> str:
 
 def _check(name: str, value: object, expected: str, holds: Any) -> None:
     if not holds(value):
-        raise InvalidSettings(f'OUTBOX["{name.upper()}"] must be {expected}, got {value!r}')
+        raise InvalidSettings(f'OUTBOX["{name.upper()}"] must be {expected}, got {quoted(value)}')
 
 
 def _is_text(value: object) -> bool:
@@ -145,7 +158,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_duration(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_DELAY.total_seconds()
 
 
 def _forget(*, setting: str, **_: object) -> None:

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from copy import copy
 from functools import cached_property, partial
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import URL, Connection, TextClause, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -18,6 +18,8 @@ from sqlalchemy.pool import NullPool
 
 from outbox_core.errors import (
     DatabaseUnavailable,
+    NoPermission,
+    NoTransaction,
     NotStarted,
     OptionError,
     SchemaMismatch,
@@ -25,7 +27,14 @@ from outbox_core.errors import (
 )
 from outbox_core.schema import Tables
 from outbox_core.sql import Dialect, Maker, Row, SqlStore, Statement, begun, dialect_for
-from outbox_core.sql.refusals import first_line, is_login_refused, is_schema_refused
+from outbox_core.sql.refusals import (
+    GRANTS,
+    first_line,
+    is_aborted,
+    is_forbidden,
+    is_login_refused,
+    is_schema_refused,
+)
 from outbox_core.sql.remember import remembered
 from outbox_core.store import Listener, OnCommit
 from outbox_sqlalchemy.commits import after_commit
@@ -55,12 +64,18 @@ class SqlAlchemyStore(SqlStore):
         *,
         notify: bool = True,
         listen_dsn: str | None = None,
+        insert_only: bool = False,
     ) -> None:
         if engine is not None:
             _check_engine(engine)
+        if listen_dsn is not None:
+            _check_listen_dsn(listen_dsn, engine)
+        if not isinstance(notify, bool):
+            raise WrongType("notify", "True or False", notify)
         self.engine = engine
         self._listen_dsn = listen_dsn
-        super().__init__(tables, None if engine is None else dialect_for(engine.dialect.name, tables), notify=notify)
+        dialect = None if engine is None else dialect_for(engine.dialect.name, tables)
+        super().__init__(tables, dialect, notify=notify, insert_only=insert_only)
 
     @property
     def name(self) -> str:
@@ -76,6 +91,8 @@ class SqlAlchemyStore(SqlStore):
         try:
             async with self._engine.begin() as connection:
                 return await connection.run_sync(work)
+        except NoPermission:  # an OSError too, as Python has it
+            raise
         except (OSError, InterfaceError, OperationalError) as error:
             raise self._unavailable(error) from error
         except Exception as error:
@@ -118,10 +135,17 @@ class SqlAlchemyStore(SqlStore):
         try:
             return [_execute(connection, statement) for statement in statements]
         except DBAPIError as error:
+            if is_aborted(_driver_error(error)):
+                raise NoTransaction(
+                    "the transaction has failed already, so nothing was published; roll it back, or use a savepoint "
+                    "(session.begin_nested()) around what may fail"
+                ) from error
             if is_schema_refused(_driver_error(error)):
                 raise SchemaMismatch(
                     self.tables.outbox, [f"{first_line(_driver_error(error))}; create or migrate it before publishing"]
                 ) from error
+            if is_forbidden(_driver_error(error)):
+                raise NoPermission(f"{first_line(_driver_error(error))}; {GRANTS}") from error
             raise
 
     def _dialect_of(self, connection: Connection) -> Dialect:
@@ -224,6 +248,22 @@ def _beside_its_pool(engine: AsyncEngine) -> AsyncEngine:
 def _check_engine(engine: object) -> None:
     if not isinstance(engine, AsyncEngine):
         raise WrongType("engine", "an AsyncEngine", engine, 'use create_async_engine("postgresql+asyncpg://…") for it')
+
+
+def _check_listen_dsn(dsn: object, engine: AsyncEngine | None) -> None:
+    """What is wrong with it would be seen by a worker only, and then as a connection that is down."""
+    if not isinstance(dsn, str | URL):
+        raise WrongType("listen_dsn", "a str", dsn)
+    try:
+        dialect = make_url(dsn).get_dialect(_is_async=True)
+    except (ImportError, ValueError, SQLAlchemyError) as error:
+        raise OptionError(f"listen_dsn must be a URL that create_async_engine takes: {type(error).__name__}") from None
+    if not dialect.is_async:
+        raise OptionError(f"listen_dsn must name an asynchronous driver, got {dialect.name}+{dialect.driver}")
+    if engine is not None and dialect.name != engine.dialect.name:
+        raise OptionError(
+            f"listen_dsn must lead to the engine's database, got {dialect.name} for {engine.dialect.name}"
+        )
 
 
 @remembered

@@ -33,7 +33,7 @@ from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeEngine
 
 from outbox_core import schema as described
-from outbox_core.errors import OptionError, WrongType
+from outbox_core.errors import InvalidName, OptionError, WrongType
 from outbox_core.schema import OUTBOX_STORAGE, Tables, TableSpec, check_identifier, object_name
 from outbox_core.sql.sqlite import NOW
 
@@ -70,6 +70,8 @@ def make_outbox_tables(
     With an archive, handled messages are moved there instead of deleted.
     """
     Tables(prefix, f"{prefix}_dlq", f"{prefix}_archive" if archive else None, f"{prefix}_queues", schema)  # all or none
+    if not isinstance(archive, bool):
+        raise WrongType("archive", "True or False", archive)
     done = _make_table(metadata, described.ARCHIVE, f"{prefix}_archive", schema, "archive table") if archive else None
     return OutboxTables(
         outbox=make_outbox_table(metadata, prefix, schema),
@@ -101,21 +103,30 @@ def names_of(
                 f"all tables of an outbox must be in one schema, got {outbox_name} in {schema!r} and "
                 f"{table.name} in {table.schema!r}"
             )
-    return Tables(
+    tables = Tables(
         outbox=outbox_name,
         dead_letters=None if given.dead_letters is None else given.dead_letters.name,
         archive=None if given.archive is None else given.archive.name,
         queues=None if given.queues is None else given.queues.name,
         schema=schema,
     )
+    if dead_letters is not None and dead_letters.columns and "failed_at" not in dead_letters.columns:
+        raise OptionError(
+            f"dlq_table must be made by make_dlq_table, got {dead_letters.name!r}, which has no failed_at"
+        )
+    return tables
 
 
 def _make_table(metadata: MetaData, spec: TableSpec, name: str, schema: str | None, what: str) -> Table:
     if not isinstance(metadata, MetaData):
         raise WrongType("metadata", "a MetaData", metadata)
     check_identifier(what, name)
+    if schema is None:
+        schema = metadata.schema
     if schema is not None:
         check_identifier("schema", schema)
+    if (name if schema is None else f"{schema}.{name}") in metadata.tables:
+        raise InvalidName(f"{what} {name!r} is on this metadata already; use the Table that is there, or another name")
     table = Table(name, metadata, *map(_make_column, spec.columns), schema=schema, sqlite_autoincrement=True)
     for index in spec.indexes:
         _add_index(table, index)

@@ -38,6 +38,7 @@ class Migration(migrations.Migration):
                 ("next_attempt_at", models.DateTimeField(db_default=Now())),
                 ("acquired_token", models.UUIDField(blank=True, null=True)),
                 ("leased_until", models.DateTimeField(blank=True, null=True)),
+                ("held_key", models.CharField(blank=True, max_length=255, null=True)),
                 ("deliveries_count", models.IntegerField(db_default=0)),
                 ("attempts_count", models.IntegerField(db_default=0)),
                 ("first_attempt_at", models.DateTimeField(blank=True, null=True)),
@@ -54,12 +55,17 @@ class Migration(migrations.Migration):
                     models.Index(
                         fields=["queue", "priority", "next_attempt_at", "id"],
                         name=object_name(settings.table, "ready"),
-                        condition=Q(("failure_reason__isnull", True)),
+                        condition=Q(("failure_reason__isnull", True), ("key__isnull", True)),
                     ),
                     models.Index(
                         fields=["queue", "key", "id"],
                         name=object_name(settings.table, "key"),
                         condition=Q(("key__isnull", False), ("failure_reason__isnull", True)),
+                    ),
+                    models.Index(
+                        fields=["queue", "held_key"],
+                        name=object_name(settings.table, "held"),
+                        condition=Q(("held_key__isnull", False)),
                     ),
                 ],
                 "constraints": [

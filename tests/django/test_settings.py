@@ -12,7 +12,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from sqlalchemy import URL
 
-from outbox_core.errors import OptionError, WrongDatabase
+from outbox_core.errors import OptionError, PayloadTooLarge, WrongDatabase
 from outbox_core.schema import Tables
 from outbox_core.sql.dialect import wake_lock
 from outbox_django import OutboxBroker, publish
@@ -63,6 +63,12 @@ def test_every_key_may_be_left_out() -> None:
         ({"GRACEFUL_TIMEOUT": float("inf")}, 'OUTBOX["GRACEFUL_TIMEOUT"] must be a number of seconds >= 0, got inf'),
         ({"STUCK_TIMEOUT": 0}, 'OUTBOX["STUCK_TIMEOUT"] must be a number of seconds >= 1, or None, got 0'),
         ({"CONN_MAX_AGE": "60"}, "OUTBOX[\"CONN_MAX_AGE\"] must be a number of seconds >= 0, or None, got '60'"),
+        ({"CONN_MAX_AGE": 10**400}, 'OUTBOX["CONN_MAX_AGE"] must be a number of seconds >= 0, or None, got an int of'),
+        (
+            {"MAX_PAYLOAD_BYTES": 0},
+            'OUTBOX["MAX_PAYLOAD_BYTES"] must be an int between 1 and 268,435,456, got 0',
+        ),
+        ({"MAX_PAYLOAD_BYTES": None}, 'OUTBOX["MAX_PAYLOAD_BYTES"] must be an int between 1 and 268,435,456, got None'),
         ({"BROKER": 5}, 'OUTBOX["BROKER"] must be a str or None, got 5'),
         ({"AUTODISCOVER": ""}, 'OUTBOX["AUTODISCOVER"] must be a str, got'),
     ],
@@ -107,6 +113,15 @@ def test_publishers_wake_workers_unless_the_settings_say_not_to(
     assert heard == [*expected, "end"]
     assert any("pg_try_advisory" in query["sql"] for query in sent) is notify
     assert OutboxMessage.objects.count() == 1
+
+
+def test_the_limit_of_a_payload_is_that_of_publishers_and_of_the_broker(django_databases: object) -> None:
+    with override_settings(OUTBOX={"MAX_PAYLOAD_BYTES": 3, "REQUIRE_TRANSACTION": "ignore"}):
+        broker = OutboxBroker()
+        for call in (publish, broker.publish_sync):
+            call(b"123", "q")
+            with pytest.raises(PayloadTooLarge, match="at most 3 bytes, got 4"):
+                call(b"1234", "q")
 
 
 def test_an_override_is_honoured_and_taken_back(django_databases: object) -> None:

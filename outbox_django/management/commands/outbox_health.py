@@ -7,10 +7,13 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
+from outbox_core.cli.arguments import count, seconds
+from outbox_core.cli.exits import Exit
+from outbox_core.cli.tables import counted
 from outbox_core.errors import OutboxError
 from outbox_core.message import OutboxStats
 from outbox_core.waiting import drive
-from outbox_django.commands import Exit, StoreCommand, count, counted, seconds
+from outbox_django.commands import StoreCommand
 from outbox_django.settings import outbox_settings
 from outbox_django.store import DirectStore
 
