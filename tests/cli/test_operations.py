@@ -76,7 +76,8 @@ def test_tables_that_fit_and_tables_that_do_not(shop: Shop, where: str) -> None:
         done = shop.run("validate", where)
     finally:
         shop.place.run(
-            "CREATE INDEX outbox_ready_idx ON outbox (queue, priority, next_attempt_at, id) WHERE failure_reason IS NULL AND key IS NULL"
+            "CREATE INDEX outbox_ready_idx ON outbox (queue, priority, next_attempt_at, id) "
+            "WHERE failure_reason IS NULL AND key IS NULL"
         )
 
     assert done.code == 78
