@@ -88,14 +88,17 @@ class Settlement:
 
 
 class Difference(NamedTuple):
-    """One way in which a live table is not the described one. *fatal*: messages could not be published or handled.
+    """One way in which a live table is not the described one. *fatal*: messages could not be published, handled or
+    received.
 
-    *missing_table*: there is no such table, and this is the only difference.
+    *missing_table*: there is no such table, and this is the only difference. *needed*: by a worker, which has no use for an
+    inbox.
     """
 
     text: str
     fatal: bool
     missing_table: bool = False
+    needed: bool = True
 
 
 class Link(Protocol):

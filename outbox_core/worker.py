@@ -147,9 +147,10 @@ class Worker:
 
     async def _check_tables(self) -> None:
         for table, differences in (await self.store.differences()).items():
-            if fatal := [difference.text for difference in differences if difference.fatal]:
+            needed = [difference for difference in differences if difference.needed]
+            if fatal := [difference.text for difference in needed if difference.fatal]:
                 raise SchemaMismatch(table, fatal)
-            for difference in differences:
+            for difference in needed:
                 logger.warning("%s in %s: %s; claims may be slow", table, self.store.name, difference.text)
 
     def add(self, claimant: Claimant) -> None:

@@ -137,12 +137,12 @@ class SqlAlchemyStore(SqlStore):
         except DBAPIError as error:
             if is_aborted(_driver_error(error)):
                 raise NoTransaction(
-                    "the transaction has failed already, so nothing was published; roll it back, or use a savepoint "
+                    "the transaction has failed already, so nothing was written; roll it back, or use a savepoint "
                     "(session.begin_nested()) around what may fail"
                 ) from error
             if is_schema_refused(_driver_error(error)):
                 raise SchemaMismatch(
-                    self.tables.outbox, [f"{first_line(_driver_error(error))}; create or migrate it before publishing"]
+                    self.tables.outbox, [f"{first_line(_driver_error(error))}; create or migrate it first"]
                 ) from error
             if is_forbidden(_driver_error(error)):
                 raise NoPermission(f"{first_line(_driver_error(error))}; {GRANTS}") from error

@@ -279,6 +279,23 @@ class Dialect(ABC):
     @abstractmethod
     def set_paused(self, queue: str, paused: bool) -> Statement: ...
 
+    # Receiving
+
+    def receive(self, message_id: str, consumer: str) -> Statement:
+        """A row of `id` if the message is recorded now; none if it has been. Waits for whoever is recording it."""
+        return Statement(
+            f"""INSERT INTO {self.tables.need("receive", "inbox")} (consumer, message_id)
+                VALUES (:consumer, :message_id)
+                ON CONFLICT (consumer, message_id) DO NOTHING
+                RETURNING id""",
+            {"consumer": consumer, "message_id": message_id},
+        )
+
+    @abstractmethod
+    def purge_inbox(self, older_than: timedelta, limit: int) -> Statement: ...
+
+    # Drift
+
     @abstractmethod
     def catalogue(self, table: str) -> Sequence[Statement]:
         """What `read_catalogue` needs to know about the live table."""

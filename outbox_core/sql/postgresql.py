@@ -721,6 +721,19 @@ class PostgreSQL(Dialect):
             {"queue": queue},
         )
 
+    def purge_inbox(self, older_than: timedelta, limit: int) -> Statement:
+        table = self.tables.need("purge_inbox", "inbox")
+        return Statement(
+            f"""DELETE FROM {table} WHERE id = ANY (ARRAY(
+                    SELECT id FROM {table}
+                    WHERE received_at < statement_timestamp() - make_interval(secs => CAST(:age AS float8))
+                    ORDER BY received_at
+                    LIMIT CAST(:limit AS bigint)
+                    FOR UPDATE SKIP LOCKED))
+                RETURNING id""",
+            {"age": older_than.total_seconds(), "limit": limit},
+        )
+
     # Drift
 
     def catalogue(self, table: str) -> Sequence[Statement]:

@@ -542,6 +542,15 @@ class SQLite(Dialect):
             {"queue": queue},
         )
 
+    def purge_inbox(self, older_than: timedelta, limit: int) -> Statement:
+        table = self.tables.need("purge_inbox", "inbox")
+        return Statement(
+            f"""DELETE FROM {table} WHERE id IN (
+                    SELECT id FROM {table} WHERE received_at < {_in(":age")} ORDER BY received_at LIMIT :limit)
+                RETURNING id""",
+            {"age": -older_than.total_seconds(), "limit": limit},
+        )
+
     # Drift
 
     def catalogue(self, table: str) -> Sequence[Statement]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -29,6 +30,7 @@ def test_every_key_may_be_left_out() -> None:
     assert settings.require_transaction == "error"
     assert settings.tables.outbox == "outbox"
     assert settings.tables.archive is None
+    assert (settings.dead_letter_retention, settings.inbox_retention) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,16 @@ def test_every_key_may_be_left_out() -> None:
         ({"TABLE": "a b"}, 'OUTBOX["TABLE"]'),
         ({"TABLE": "t" * 60}, "t" * 60),
         ({"SCHEMA": "a.b"}, "a.b"),
+        (
+            {"INBOX_RETENTION": timedelta(days=7), "DEAD_LETTER_RETENTION": timedelta(days=30)},
+            'OUTBOX["INBOX_RETENTION"] must not be shorter than OUTBOX["DEAD_LETTER_RETENTION"], got 7 days and 30 days: ',
+        ),
+        (
+            {"INBOX_RETENTION": timedelta(days=7)},
+            'OUTBOX["INBOX_RETENTION"] is 7 days, but OUTBOX["DEAD_LETTER_RETENTION"] is not set, ',
+        ),
+        ({"INBOX_RETENTION": 7}, 'OUTBOX["INBOX_RETENTION"] must be a timedelta, got int; pass timedelta(days=…)'),
+        ({"DEAD_LETTER_RETENTION": -timedelta(1)}, 'OUTBOX["DEAD_LETTER_RETENTION"] must not be negative'),
         ({"MANAGED": "no"}, "OUTBOX[\"MANAGED\"] must be True or False, got 'no'"),
         ({"NOTIFY": 1}, 'OUTBOX["NOTIFY"] must be True or False, got 1'),
         ({"CONCURRENCY": 0}, 'OUTBOX["CONCURRENCY"] must be an int between 1 and 1,000, got 0'),
