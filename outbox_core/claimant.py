@@ -27,6 +27,9 @@ class Claimant(Protocol):
     def attended(self) -> bool:
         """Whether anybody takes what is claimed; while not, its queues are left alone, and it counts as drained."""
 
+    def running(self) -> list[Delivery]:
+        """Those whose handler has begun, or which are in somebody's hands; from any thread."""
+
     def start(
         self, settler: Settler, isolation: Isolation, *, observe: Observer | None, need: Callable[[], None]
     ) -> None:

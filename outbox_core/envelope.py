@@ -242,6 +242,20 @@ def check_timer_id(timer_id: object) -> str:
     return check_name("timer_id", timer_id)
 
 
+def check_consumer(consumer: object) -> str:
+    """*consumer*, who receives messages from elsewhere, if it is a usable name: the same rules as for a queue."""
+    return check_name("consumer", consumer)
+
+
+def check_foreign_id(message_id: object) -> str:
+    """The id of a message from elsewhere as text: a UUID in its usual form, or a str by the same rules as for a queue."""
+    if isinstance(message_id, UUID):
+        return str(message_id)
+    if not isinstance(message_id, str):
+        raise WrongType("message_id", "a str or a UUID", message_id)
+    return check_name("message_id", message_id)
+
+
 def check_name(what: str, value: object) -> str:
     """*value* if it can be a name, by the rules for a queue; otherwise `WrongType` or `InvalidMessage` that says *what*."""
     if not isinstance(value, str):

@@ -1,10 +1,11 @@
 """The port in a dictionary: the reference reading of what every store does, and what tests use.
 
-One process, one event loop, no I/O. The clock is an argument, so a lease ends when a test says so. A transaction
-(`store.begin()`) sees nothing of its own until it commits, which is all that publishing needs.
+One process, one event loop (a worker's heartbeat aside), no I/O. The clock is an argument, so a lease ends when a test says
+so. A transaction (`store.begin()`) sees nothing of its own until it commits, which is all that publishing needs.
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -100,6 +101,7 @@ class MemoryStore:
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._clock = clock
+        self.lock = threading.Lock()  # for who changes leases: a worker's heartbeat does from a thread of its own
         self._ids = count(1)
         self._rows: dict[int, _Row] = {}
         self._dead: dict[int, MemoryDeadLetter] = {}
@@ -407,9 +409,10 @@ class MemoryLink:
     async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
         token, now = uuid4(), self._store._clock()
         claimed: list[Delivery] = []
-        for want in wants:
-            due = self._due_rows(want, now)[: min(want.limit, total - len(claimed))]
-            claimed += [self._lease(row, token, now, lease) for row in due]
+        with self._store.lock:
+            for want in wants:
+                due = self._due_rows(want, now)[: min(want.limit, total - len(claimed))]
+                claimed += [self._lease(row, token, now, lease) for row in due]
         return claimed
 
     def _due_rows(self, want: Want, now: datetime) -> list[_Row]:
@@ -436,7 +439,8 @@ class MemoryLink:
             if any(row.parked is not None or self._store._leased(row) for row in line):
                 continue
             most = min(want.run, want.limit - len(claimed))
-            claimed += [self._lease(row, token, now, lease) for row in startable[:most]]
+            with self._store.lock:
+                claimed += [self._lease(row, token, now, lease) for row in startable[:most]]
             if len(claimed) >= want.limit and place < len(keys):
                 return KeyClaim(claimed, key, _first(dues, now))
         return KeyClaim(claimed, None, _first(dues, now))
@@ -492,18 +496,27 @@ class MemoryLink:
         return row is not None
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
-        ours = [row for delivery in deliveries if (row := self._store._held(delivery)) is not None]
-        for row in ours:
-            row.leased_until = self._store._clock() + timedelta(seconds=lease)
+        with self._store.lock:
+            ours = self._ours(deliveries)
+            for row in ours:
+                row.leased_until = self._store._clock() + timedelta(seconds=lease)
         return {row.id for row in ours}
+
+    async def ours(self, deliveries: Sequence[Delivery]) -> set[int]:
+        return {row.id for row in self._ours(deliveries)}
+
+    def _ours(self, deliveries: Sequence[Delivery]) -> list[_Row]:
+        rows = (self._store._held(delivery) for delivery in deliveries)
+        return [row for row in rows if row is not None and row.leased_until is not None]
 
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
         ours = set()
-        for settlement in settlements:
-            row = self._store._held(settlement.delivery)
-            if row is not None:
-                self._settle(row, settlement, worker)
-                ours.add(row.id)
+        with self._store.lock:
+            for settlement in settlements:
+                row = self._store._held(settlement.delivery)
+                if row is not None:
+                    self._settle(row, settlement, worker)
+                    ours.add(row.id)
         return ours
 
     def _settle(self, row: _Row, settlement: Settlement, worker: str) -> None:

@@ -56,7 +56,7 @@ class ConsumerOptions:
     max_workers: int = 1
     retry_strategy: RetryStrategy = field(default_factory=default_retry)
     max_deliveries: int | None = 20
-    lease_ttl_seconds: float = 30.0
+    lease_ttl_seconds: float = 10.0
     prefetch: int | None = None
     min_fetch_interval: float = 0.05
     max_fetch_interval: float = 1.0
@@ -111,6 +111,13 @@ def check_timeout(value: float | None) -> float | None:
     """*value* if one can wait so long; None is for ever."""
     if value is not None:
         _check_seconds("timeout", value, 0.001, 86_400.0)
+    return value
+
+
+def check_stuck_timeout(value: float | None) -> float | None:
+    """*value* if a worker can be ended after its loop was blocked for so long; None is never."""
+    if value is not None:
+        _check_seconds("stuck_timeout", value, 1.0, 86_400.0)
     return value
 
 

@@ -113,6 +113,9 @@ class Puller:
     def attended(self) -> bool:
         return bool(self._waiting)
 
+    def running(self) -> list[Delivery]:
+        return list(self._in_hands.copy())
+
     def room(self) -> int:
         return max(0, len(self._waiting) - len(self._suspects))
 

@@ -147,6 +147,15 @@ QUEUES = TableSpec(
     ),
     indexes=(Index("queue", ("queue",), unique=True),),
 )
+INBOX = TableSpec(
+    columns=(
+        Column("id", "identity"),
+        Column("consumer", "string", length=NAME_LENGTH),
+        Column("message_id", "string", length=NAME_LENGTH),  # of somebody else's making, so it need not be a UUID
+        Column("received_at", "timestamp", default="now"),
+    ),
+    indexes=(Index("message", ("consumer", "message_id"), unique=True), Index("received", ("received_at",))),
+)
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -183,11 +192,12 @@ class Tables:
     archive: str | None = None
     queues: str | None = None
     schema: str | None = None
+    inbox: str | None = None
     channel: str = field(init=False)
 
     def __post_init__(self) -> None:
         named = {"outbox table": self.outbox, "dead-letter table": self.dead_letters}
-        named |= {"archive table": self.archive, "queues table": self.queues}
+        named |= {"archive table": self.archive, "queues table": self.queues, "inbox table": self.inbox}
         taken: dict[str, str] = {}
         for what, name in named.items():
             if name is None:
@@ -204,14 +214,14 @@ class Tables:
         """*name* quoted, with its schema."""
         return f'"{self.schema}"."{name}"' if self.schema else f'"{name}"'
 
-    def need(self, feature: str, table: Literal["dead_letters", "archive", "queues"]) -> str:
+    def need(self, feature: str, table: Literal["dead_letters", "archive", "queues", "inbox"]) -> str:
         """The quoted table that *feature* stands on, or `MissingTable` with the way out."""
         name: str | None = getattr(self, table)
         if name is None:
-            raise MissingTable(
-                f"{feature} needs the {table.replace('_', '-')} table; "
-                "make it with make_outbox_tables(metadata), or with make_dlq_table(metadata) for dead letters alone"
-            )
+            way_out = "make_outbox_tables(metadata), or with make_dlq_table(metadata) for dead letters alone"
+            if table == "inbox":
+                way_out = "make_inbox_table(metadata)"
+            raise MissingTable(f"{feature} needs the {table.replace('_', '-')} table; make it with {way_out}")
         return self.sql(name)
 
     def described(self) -> dict[str, TableSpec]:
@@ -221,6 +231,7 @@ class Tables:
             (self.dead_letters, DEAD_LETTERS),
             (self.archive, ARCHIVE),
             (self.queues, QUEUES),
+            (self.inbox, INBOX),
         )
         return {name: spec for name, spec in every if name is not None}
 

@@ -142,6 +142,9 @@ class Consumer:
         """What has not begun."""
         return len(self._buffer) + len(self._runs)
 
+    def running(self) -> list[Delivery]:
+        return list(self._running.copy())
+
     def room(self) -> int:
         """How many more messages the slots will start within the next moment, at least the idle slots."""
         if self._stopping:

@@ -88,14 +88,17 @@ class Settlement:
 
 
 class Difference(NamedTuple):
-    """One way in which a live table is not the described one. *fatal*: messages could not be published or handled.
+    """One way in which a live table is not the described one. *fatal*: messages could not be published, handled or
+    received.
 
-    *missing_table*: there is no such table, and this is the only difference.
+    *missing_table*: there is no such table, and this is the only difference. *needed*: by a worker, which has no use for an
+    inbox.
     """
 
     text: str
     fatal: bool
     missing_table: bool = False
+    needed: bool = True
 
 
 class Link(Protocol):
@@ -132,7 +135,14 @@ class Link(Protocol):
         """Count a delivery before its handler starts. False: the lease is lost. Repeating it counts once."""
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
-        """Extend the leases to *lease* seconds from now; return the ids that were still ours."""
+        """Extend the leases to *lease* seconds from now; return the ids that were still ours.
+
+        It waits for no other transaction: a row that one has locked is left as it is, and is not among them. A database
+        that is silent is given up early enough for another try.
+        """
+
+    async def ours(self, deliveries: Sequence[Delivery]) -> set[int]:
+        """The ids that are still ours, locked or not, as far as anything is committed. Changes nothing."""
 
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
         """Write all outcomes; return the ids that were still ours. Nothing is changed for the others.

@@ -55,6 +55,7 @@ class OutboxBroker(CoreBroker):
         options["call_decorators"] = (*options.get("call_decorators", ()), in_lane)
         options.setdefault("max_workers", self.lanes.size)
         options.setdefault("graceful_timeout", settings.graceful_timeout)
+        options.setdefault("stuck_timeout", settings.stuck_timeout)
         options.setdefault("max_payload_bytes", settings.max_payload_bytes)
         options.setdefault("logger", handlers_logger)
         store = DjangoStore(

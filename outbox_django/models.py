@@ -149,3 +149,27 @@ class QueueControl(models.Model):
 
     def __str__(self) -> str:
         return f"{self.queue}, paused" if self.paused_at else self.queue
+
+
+class ReceivedMessage(models.Model):
+    """That a consumer has handled a message from elsewhere, as `outbox_django.receive` records it."""
+
+    id = models.BigAutoField(primary_key=True)
+    consumer = models.CharField(max_length=255)
+    message_id = models.CharField(max_length=255)
+    received_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = _settings.db_table("_inbox")
+        managed = _settings.managed
+        verbose_name = _("received message")
+        verbose_name_plural = _("received messages")
+        indexes = (models.Index(fields=["received_at"], name=object_name(f"{_settings.table}_inbox", "received")),)
+        constraints = (
+            models.UniqueConstraint(
+                fields=["consumer", "message_id"], name=object_name(f"{_settings.table}_inbox", "message")
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.message_id} by {self.consumer!r}"

@@ -8,6 +8,7 @@ the models are imported.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from difflib import get_close_matches
 from functools import cache, cached_property
 from typing import Any, Literal, TypeAlias, cast
@@ -17,7 +18,8 @@ from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS
 
 from outbox_core.envelope import MAX_DELAY, MAX_PAYLOAD_BYTES, MOST_PAYLOAD_BYTES
-from outbox_core.errors import InvalidName, WrongType
+from outbox_core.errors import InvalidName, OptionError, WrongType
+from outbox_core.inbox import Retention
 from outbox_core.options import MAX_WORKERS
 from outbox_core.quoting import quoted
 from outbox_core.schema import Tables, check_identifier
@@ -31,17 +33,21 @@ class OutboxSettings:
     """The keys in lower case, with their defaults.
 
     `database`: the alias whose database has the tables; None asks the database routers. `table`: the outbox table, after
-    which the others are named (`<table>_dlq`, `<table>_queues`, `<table>_archive`). `schema`: PostgreSQL's; None for the
-    connection's own. `managed`: whether Django's migrations make the tables; False if Alembic or a DBA does. `archive`:
-    keep handled messages instead of deleting them. `require_transaction`: what `publish` does outside `atomic()`.
-    `notify`: whether publishers wake sleeping workers. `insert_only`: the database role may INSERT and nothing else, so
-    publishing returns None instead of row ids, and timers are neither extended nor replaced. `listen_database`: an alias
-    that leads a worker's own connections past a pooler. `autodiscover`: the module in which each app has its handlers.
-    `broker`: dotted path of the project's own `outbox_django.OutboxBroker`; None makes one. `concurrency`: handlers that
-    run at once in a worker process, each with a thread and a connection of its own. `graceful_timeout`: seconds that
-    handlers get when a worker stops. `conn_max_age`: seconds after which a handler's connection is replaced, None for
-    never; it takes the place of `CONN_MAX_AGE` in handlers, where a new connection for each message would cost more than
-    everything else. `max_payload_bytes`: of an encoded body; a larger one is refused when it is published.
+    which the others are named (`<table>_dlq`, `<table>_queues`, `<table>_archive`, `<table>_inbox`). `schema`:
+    PostgreSQL's; None for the connection's own. `managed`: whether Django's migrations make the tables; False if Alembic
+    or a DBA does. `archive`: keep handled messages instead of deleting them. `require_transaction`: what `publish` does
+    outside `atomic()`. `notify`: whether publishers wake sleeping workers. `insert_only`: the database role may INSERT
+    and nothing else, so publishing returns None instead of row ids, and timers are neither extended nor replaced.
+    `listen_database`: an alias that leads a worker's own connections past a pooler. `autodiscover`: the module in which
+    each app has its handlers. `broker`: dotted path of the project's own `outbox_django.OutboxBroker`; None makes one.
+    `concurrency`: handlers that run at once in a worker process, each with a thread and a connection of its own.
+    `graceful_timeout`: seconds that handlers get when a worker stops. `stuck_timeout`: seconds for which a worker's event
+    loop may be blocked before its process is ended; None: for ever. `conn_max_age`: seconds after which a handler's
+    connection is replaced, None for never; it takes the place of `CONN_MAX_AGE` in handlers, where a new connection for
+    each message would cost more than everything else. `max_payload_bytes`: of an encoded body; a larger one is refused
+    when it is published. `dead_letter_retention`: how long dead letters are kept, here and where received messages come
+    from; None for ever. `inbox_retention`: how long a received message is remembered, None for ever; never shorter than
+    that.
     """
 
     database: str | None = None
@@ -57,8 +63,11 @@ class OutboxSettings:
     broker: str | None = None
     concurrency: int = 4
     graceful_timeout: float = 20.0
+    stuck_timeout: float | None = 30.0
     conn_max_age: float | None = 600.0
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    dead_letter_retention: timedelta | None = None
+    inbox_retention: timedelta | None = None
 
     def __post_init__(self) -> None:
         for name in ("database", "schema", "listen_database", "broker"):
@@ -77,6 +86,12 @@ class OutboxSettings:
         )
         _check("graceful_timeout", self.graceful_timeout, "a number of seconds >= 0", _is_duration)
         _check(
+            "stuck_timeout",
+            self.stuck_timeout,
+            "a number of seconds >= 1, or None",
+            lambda value: value is None or (_is_duration(value) and value >= 1),
+        )
+        _check(
             "conn_max_age",
             self.conn_max_age,
             "a number of seconds >= 0, or None",
@@ -90,8 +105,8 @@ class OutboxSettings:
         )
         try:
             check_identifier('OUTBOX["TABLE"]', self.table)
-            assert self.tables  # the names that follow from it fit too
-        except (InvalidName, WrongType) as error:
+            _ = self.tables, self.retention  # what follows from the settings fits too
+        except (InvalidName, OptionError, WrongType) as error:
             raise InvalidSettings(str(error)) from None
 
     @cached_property
@@ -103,6 +118,17 @@ class OutboxSettings:
             archive=f"{self.table}_archive" if self.archive else None,
             queues=f"{self.table}_queues",
             schema=self.schema,
+            inbox=f"{self.table}_inbox",
+        )
+
+    @cached_property
+    def retention(self) -> Retention:
+        """The two times, which are refused if a dead letter could outlive what the inbox remembers."""
+        return Retention(
+            inbox=self.inbox_retention,
+            dead_letters=self.dead_letter_retention,
+            inbox_name='OUTBOX["INBOX_RETENTION"]',
+            dead_letters_name='OUTBOX["DEAD_LETTER_RETENTION"]',
         )
 
     def db_table(self, suffix: str = "") -> str:

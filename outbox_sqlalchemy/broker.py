@@ -13,7 +13,7 @@ from outbox_sqlalchemy.tables import OutboxTables, names_of
 
 
 class OutboxBroker(CoreBroker):
-    """Publishes on SQLAlchemy sessions and connections; consumes on three connections of its own.
+    """Publishes on SQLAlchemy sessions and connections; consumes on connections of its own.
 
     *engine*: the caller's, never disposed; without one, the broker only publishes, with `session=`. *outbox_table*: made by
     `make_outbox_table`, or the whole set of `make_outbox_tables`; None: a table named "outbox". *dlq_table*: where dead

@@ -103,6 +103,14 @@ class SqlAlchemyStore(SqlStore):
     def run_sync(self, make: Maker, session: object) -> Sequence[Sequence[Row]]:
         return use_sync(session, partial(self._run_on, make))
 
+    async def _look(self, make: Maker) -> Sequence[Sequence[Row]]:
+        """Within a deadline: a worker that starts must not hang where its database accepts and is silent."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await super()._look(make)
+        except TimeoutError as error:
+            raise self._unavailable(error) from error
+
     async def after_commit(self, session: object | None, todo: OnCommit) -> None:
         if session is None:
             await todo.run()
@@ -129,12 +137,12 @@ class SqlAlchemyStore(SqlStore):
         except DBAPIError as error:
             if is_aborted(_driver_error(error)):
                 raise NoTransaction(
-                    "the transaction has failed already, so nothing was published; roll it back, or use a savepoint "
+                    "the transaction has failed already, so nothing was written; roll it back, or use a savepoint "
                     "(session.begin_nested()) around what may fail"
                 ) from error
             if is_schema_refused(_driver_error(error)):
                 raise SchemaMismatch(
-                    self.tables.outbox, [f"{first_line(_driver_error(error))}; create or migrate it before publishing"]
+                    self.tables.outbox, [f"{first_line(_driver_error(error))}; create or migrate it first"]
                 ) from error
             if is_forbidden(_driver_error(error)):
                 raise NoPermission(f"{first_line(_driver_error(error))}; {GRANTS}") from error
@@ -169,7 +177,7 @@ class SqlAlchemyStore(SqlStore):
 
     async def _connect(self) -> OwnConnection:
         try:
-            return await OwnConnection.open(self._worker_engine)
+            return await OwnConnection.open(self._worker_engine())
         except (OSError, SQLAlchemyError, TimeoutError) as error:
             raise self._unavailable(error) from error
         except Exception as error:  # asyncpg raises its own errors for a refused login, outside SQLAlchemy's
@@ -177,14 +185,16 @@ class SqlAlchemyStore(SqlStore):
                 raise self._unavailable(error) from error
             raise
 
-    @cached_property
     def _worker_engine(self) -> AsyncEngine:
-        """What a worker's connections are made by.
+        """What a connection of a worker's is made by; one for each, since an asynchronous pool is for one event loop.
 
         With `listen_dsn` straight to the database: a sleeping worker holds session locks, which a pooler would leak.
         """
-        if self._listen_dsn is None:
-            return _beside_its_pool(self._engine)
+        return self._direct_engine if self._listen_dsn is not None else _beside_its_pool(self._engine)
+
+    @cached_property
+    def _direct_engine(self) -> AsyncEngine:
+        assert self._listen_dsn is not None, "it was asked for"
         return create_async_engine(self._listen_dsn, poolclass=NullPool)
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
@@ -201,9 +211,25 @@ class SqlAlchemyExecutor:
         self._connection = connection
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
-        async with asyncio.timeout(DEADLINE):
-            result = await self._connection.sqlalchemy.execute(_clause(statement.text), statement.parameters)
-            return result.fetchall() if result.returns_rows else ()
+        """A statement that takes too long, or that nobody waits for any more, costs its connection.
+
+        Cancelling it would not end it: psycopg asks the server to, and gives it ten seconds to answer.
+        """
+        running = asyncio.create_task(self._execute(statement))
+        try:
+            await asyncio.wait([running], timeout=DEADLINE)
+        finally:
+            if not running.done():
+                self._connection.cut()
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+        if running.cancelled():
+            raise TimeoutError(f"no answer within {DEADLINE:g} s")
+        return running.result()
+
+    async def _execute(self, statement: Statement) -> Sequence[Row]:
+        result = await self._connection.sqlalchemy.execute(_clause(statement.text), statement.parameters)
+        return result.fetchall() if result.returns_rows else ()
 
     def together(self) -> AbstractAsyncContextManager[None]:
         return begun(self)

@@ -45,6 +45,7 @@ class OutboxTables(NamedTuple):
     dead_letters: Table | None = None
     archive: Table | None = None
     queues: Table | None = None
+    inbox: Table | None = None
 
 
 def make_outbox_table(metadata: MetaData, table_name: str = "outbox", schema: str | None = None) -> Table:
@@ -62,22 +63,36 @@ def make_dlq_table(metadata: MetaData, table_name: str = "outbox_dlq", schema: s
     return _make_table(metadata, described.DEAD_LETTERS, table_name, schema, "dead-letter table")
 
 
-def make_outbox_tables(
-    metadata: MetaData, prefix: str = "outbox", schema: str | None = None, *, archive: bool = False
-) -> OutboxTables:
-    """The whole set: `<prefix>`, `<prefix>_dlq`, `<prefix>_queues`, and with *archive* `<prefix>_archive`.
+def make_inbox_table(metadata: MetaData, table_name: str = "outbox_inbox", schema: str | None = None) -> Table:
+    """What has been received from elsewhere, for an `Inbox`; in whatever database its handlers write to."""
+    return _make_table(metadata, described.INBOX, table_name, schema, "inbox table")
 
-    With an archive, handled messages are moved there instead of deleted.
+
+def make_outbox_tables(
+    metadata: MetaData, prefix: str = "outbox", schema: str | None = None, *, archive: bool = False, inbox: bool = False
+) -> OutboxTables:
+    """The whole set: `<prefix>`, `<prefix>_dlq`, `<prefix>_queues`; if asked for, `<prefix>_archive` and `<prefix>_inbox`.
+
+    With an archive, handled messages are moved there instead of deleted. The inbox is for an `Inbox` on the same database.
     """
-    Tables(prefix, f"{prefix}_dlq", f"{prefix}_archive" if archive else None, f"{prefix}_queues", schema)  # all or none
-    if not isinstance(archive, bool):
-        raise WrongType("archive", "True or False", archive)
+    Tables(  # all or none
+        outbox=prefix,
+        dead_letters=f"{prefix}_dlq",
+        archive=f"{prefix}_archive" if archive else None,
+        queues=f"{prefix}_queues",
+        schema=schema,
+        inbox=f"{prefix}_inbox" if inbox else None,
+    )
+    for option, value in (("archive", archive), ("inbox", inbox)):
+        if not isinstance(value, bool):
+            raise WrongType(option, "True or False", value)
     done = _make_table(metadata, described.ARCHIVE, f"{prefix}_archive", schema, "archive table") if archive else None
     return OutboxTables(
         outbox=make_outbox_table(metadata, prefix, schema),
         dead_letters=make_dlq_table(metadata, f"{prefix}_dlq", schema),
         archive=done,
         queues=_make_table(metadata, described.QUEUES, f"{prefix}_queues", schema, "queues table"),
+        inbox=make_inbox_table(metadata, f"{prefix}_inbox", schema) if inbox else None,
     )
 
 
@@ -109,6 +124,7 @@ def names_of(
         archive=None if given.archive is None else given.archive.name,
         queues=None if given.queues is None else given.queues.name,
         schema=schema,
+        inbox=None if given.inbox is None else given.inbox.name,
     )
     if dead_letters is not None and dead_letters.columns and "failed_at" not in dead_letters.columns:
         raise OptionError(

@@ -36,6 +36,14 @@ def seconds(text: str) -> float:
     return given
 
 
+def patience(text: str) -> float:
+    """A duration of at least a second; 0 is never."""
+    given = seconds(text)
+    if 0 < given < 1:
+        raise ArgumentTypeError(f"must be a number of seconds >= 1, or 0 for never, got {text!r}")
+    return given
+
+
 def duration(text: str) -> timedelta:
     """A time span with its unit, such as 30d, 12h, 45m; seconds if it has none."""
     matched = _DURATION.fullmatch(text)

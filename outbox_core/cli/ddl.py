@@ -23,24 +23,30 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--no-dead-letters", action="store_true", help="dead letters are parked in the outbox table")
     parser.add_argument("--no-queues", action="store_true", help="queues cannot be paused")
     parser.add_argument("--archive", action="store_true", help="an archive of handled messages, too")
+    parser.add_argument("--inbox", action="store_true", help="an inbox for messages from elsewhere, too")
     grants = parser.add_argument_group("grants")
     grants.add_argument("--grants", action="store_true", help="GRANT statements for the roles that are named")
     grants.add_argument("--publisher", metavar="ROLE", help="who publishes: INSERT, and nothing else")
     grants.add_argument("--worker", metavar="ROLE", help="who handles")
     grants.add_argument("--operator", metavar="ROLE", help="who looks, redrives, purges and pauses")
+    grants.add_argument("--receiver", metavar="ROLE", help="who receives messages from elsewhere, with --inbox")
 
 
 def run(options: Namespace) -> str:
     tables = _tables(options)
-    roles = Roles(publisher=options.publisher, worker=options.worker, operator=options.operator)
+    roles = Roles(
+        publisher=options.publisher, worker=options.worker, operator=options.operator, receiver=options.receiver
+    )
     if options.grants:
         if roles == Roles():
-            raise Refused("--grants needs at least one of --publisher, --worker and --operator")
+            raise Refused("--grants needs at least one of --publisher, --worker, --operator and --receiver")
+        if options.receiver is not None and not options.inbox:
+            raise Refused("--receiver is about the inbox; add --inbox")
         if options.dialect != "postgresql":
             raise Refused(f"--grants is for PostgreSQL; {options.dialect} has no roles")
         statements = grant_statements(tables, roles)
     elif roles != Roles():
-        raise Refused("--publisher, --worker and --operator are about --grants, which is not given")
+        raise Refused("--publisher, --worker, --operator and --receiver are about --grants, which is not given")
     else:
         statements = create_statements(tables, options.dialect)
     return "\n".join(f"{statement};" for statement in statements)
@@ -54,4 +60,5 @@ def _tables(options: Namespace) -> Tables:
         archive=f"{table}_archive" if options.archive else None,
         queues=None if options.no_queues else f"{table}_queues",
         schema=options.schema,
+        inbox=f"{table}_inbox" if options.inbox else None,
     )

@@ -17,6 +17,7 @@ from outbox_core.errors import (
     UnsupportedDatabase,
     WrongType,
 )
+from outbox_core.watchdog import STUCK_EXIT_CODE
 
 
 class Exit(IntEnum):
@@ -27,6 +28,7 @@ class Exit(IntEnum):
     USAGE = 2
     ABANDONED = 3  # handlers were cut when graceful_timeout had passed; their messages are delivered again
     UNAVAILABLE = 69  # EX_UNAVAILABLE: the database does not answer
+    STUCK = STUCK_EXIT_CODE  # EX_SOFTWARE: the event loop was blocked for stuck_timeout
     NO_PERMISSION = 77  # EX_NOPERM: the role lacks a privilege
     MISFIT = 78  # EX_CONFIG: a table is missing, or not the one that this version works with
 

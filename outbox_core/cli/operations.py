@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from argparse import ArgumentParser
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, ClassVar
@@ -240,13 +240,21 @@ class Purge(Operation):
         parser.add_argument("--limit", type=count(), metavar="N", help="at most so many")
 
     async def run(self, store: Store, options: Mapping[str, Any]) -> Answer:
-        deleted = 0
-        for size in _batches(options["limit"]):
-            found = await store.purge_dead_letters(options["older_than"], options["queue"], size, None)
-            deleted += found
-            if found < size:
-                break
-        return Answer(f"{counted(deleted, 'dead letter')} deleted", {"deleted": deleted})
+        def purge(size: int) -> Awaitable[int]:
+            return store.purge_dead_letters(options["older_than"], options["queue"], size, None)
+
+        return await purged("dead letter", purge, options["limit"])
+
+
+async def purged(noun: str, purge: Callable[[int], Awaitable[int]], limit: int | None) -> Answer:
+    """Call *purge* with the sizes of batches until nothing is left, or *limit* is reached; how many of *noun* it deleted."""
+    deleted = 0
+    for size in _batches(limit):
+        found = await purge(size)
+        deleted += found
+        if found < size:
+            break
+    return Answer(f"{counted(deleted, noun)} deleted", {"deleted": deleted})
 
 
 def _batches(limit: int | None) -> Iterator[int]:

@@ -22,6 +22,7 @@ from outbox_core.cli.exits import Exit
 from outbox_core.errors import NoPermission
 from outbox_core.events import Event, Handled, WorkerStopped
 from outbox_core.message import Delivery
+from outbox_core.options import check_stuck_timeout
 from outbox_core.outcome import Ack, DeadLetter, Retry
 from outbox_core.sql.refusals import GRANTS, driver_error, first_line, is_forbidden
 from outbox_core.store import Band, Settlement, Store, Want
@@ -40,10 +41,11 @@ DRAIN_MARGIN = 10.0  # seconds for the last outcomes and the end of connections
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """`drain`: end when nothing is due. `once`: end after one message, or when none is due. `health_file` is touched while
-    the worker makes progress, and removed at the end."""
+    """`stuck_timeout`: None leaves it to the broker, 0 is never. `drain`: end when nothing is due. `once`: end after one
+    message, or when none is due. `health_file` is touched while the worker makes progress, and removed at the end."""
 
     graceful_timeout: float | None = None
+    stuck_timeout: float | None = None
     drain: bool = False
     once: bool = False
     health_file: Path | None = None
@@ -136,6 +138,9 @@ class WorkerProcess:
             self._broker.watch(self._halt_after_one)
         if self._options.graceful_timeout is not None:
             self._broker.config.broker_config.graceful_timeout = self._options.graceful_timeout
+        worker = self._broker.config.broker_config.worker
+        if self._options.stuck_timeout is not None and worker is not None:
+            worker.stuck_timeout = check_stuck_timeout(self._options.stuck_timeout or None)
 
     def _count(self, event: Event) -> None:
         match event:

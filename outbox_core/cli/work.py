@@ -9,7 +9,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from outbox_core.cli.arguments import named_queues, seconds
+from outbox_core.cli.arguments import named_queues, patience, seconds
 from outbox_core.cli.exits import Exit, Refused
 from outbox_core.cli.places import find_broker, find_object
 from outbox_core.cli.process import WorkerOptions, WorkerProcess, leave, show_log
@@ -18,8 +18,8 @@ from outbox_core.errors import OptionError
 HELP = (
     "Handle messages with a broker's subscribers. The first SIGTERM or SIGINT drains, the second ends the process at once. "
     "Exit codes: 0 clean; 1 it could not start, or a handler exited; 2 wrong arguments; 3 handlers were cut when the "
-    "graceful timeout had passed; 69 the database does not answer; 77 the role lacks a privilege; 78 the tables do not "
-    "fit; 128 + n ended by a second signal n."
+    "graceful timeout had passed; 69 the database does not answer; 70 the event loop was blocked for too long; "
+    "77 the role lacks a privilege; 78 the tables do not fit; 128 + n ended by a second signal n."
 )
 
 
@@ -29,6 +29,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--exclude-queue", action="append", metavar="NAME", help="do not serve this queue")
     parser.add_argument("--drain", action="store_true", help="exit when nothing is due")
     parser.add_argument("--graceful-timeout", type=seconds, metavar="S", help="seconds for handlers at a stop")
+    parser.add_argument(
+        "--stuck-timeout",
+        type=patience,
+        metavar="S",
+        help="seconds of a blocked loop until the process is ended; 0: never",
+    )
     parser.add_argument("--health-file", type=Path, metavar="PATH", help="touched every 2 s while there is progress")
     parser.add_argument("--verbose", "-v", action="store_true", help="log at DEBUG")
 
@@ -64,7 +70,12 @@ def _prepare(options: Namespace) -> WorkerProcess:
         raise Refused("--queue and --exclude-queue leave nothing to serve")
     return WorkerProcess(
         broker,
-        WorkerOptions(graceful_timeout=options.graceful_timeout, drain=options.drain, health_file=options.health_file),
+        WorkerOptions(
+            graceful_timeout=options.graceful_timeout,
+            stuck_timeout=options.stuck_timeout,
+            drain=options.drain,
+            health_file=options.health_file,
+        ),
     )
 
 

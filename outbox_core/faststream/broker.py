@@ -60,6 +60,7 @@ class SharedOptions(TypedDict, total=False):
     max_payload_bytes: int
     last_exception_renderer: Callable[[BaseException], str] | None
     graceful_timeout: float | None
+    stuck_timeout: float | None
     decoder: Any
     parser: Any
     codec: Any
@@ -94,9 +95,11 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
     """Publishes into an outbox table and consumes from it.
 
     *require_transaction* says what a publish without a session does: nothing special, a warning, or `NoTransaction`.
-    *graceful_timeout*: seconds that handlers get at a stop; None does not wait. *log_level*: of the two records that
-    FastStream writes for each message; they cost more than the rest of the pipeline, so they are at DEBUG. *observers*
-    are called with every event of the engine (`outbox_core.events`). *max_workers*: of subscribers that do not say.
+    *graceful_timeout*: seconds that handlers get at a stop; None does not wait. *stuck_timeout*: seconds for which the event
+    loop may be blocked with messages in hand before the process is ended; None: for ever. *log_level*: of the two records
+    that FastStream writes for each message; they cost more than the rest of the pipeline, so they are at DEBUG.
+    *observers* are called with every event of the engine (`outbox_core.events`). *max_workers*: of subscribers that do not
+    say.
     *max_payload_bytes*: of an encoded body; a larger one is refused when it is published, and handled if it is there.
     *last_exception_renderer*: makes the text that a dead letter keeps of an exception, for those whose exceptions repeat
     what nobody may keep; without it, type and text.
@@ -119,6 +122,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         call_decorators: Sequence[Callable[..., Any]] = (),
         injection: Injection | None = None,
         graceful_timeout: float | None = 15.0,
+        stuck_timeout: float | None = 30.0,
         decoder: Any = None,
         parser: Any = None,
         codec: Any = None,
@@ -146,9 +150,12 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
             )
         if worker_name is not None:
             check_name("worker_name", worker_name)
+        observers, worker = _checked_observers(observers), None
+        if store is not None:
+            worker = Worker(store, name=worker_name, observers=observers, stuck_timeout=stuck_timeout)
         config = OutboxBrokerConfig(
             store=store,
-            worker=None if store is None else Worker(store, name=worker_name, observers=_checked_observers(observers)),
+            worker=worker,
             require_transaction=require_transaction,
             broker_middlewares=middlewares,
             broker_parser=parser,

@@ -48,6 +48,7 @@ class Dialect(ABC):
 
     name: ClassVar[str]
     notifies: ClassVar[bool]  # whether publishers can wake workers through this database
+    remote: ClassVar[bool]  # whether there is a network in between, which may fall silent
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
@@ -122,6 +123,9 @@ class Dialect(ABC):
 
     @abstractmethod
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement: ...
+
+    @abstractmethod
+    def ours(self, deliveries: Sequence[Delivery]) -> Statement: ...
 
     @abstractmethod
     def begin(self, delivery: Delivery) -> Statement: ...
@@ -274,6 +278,23 @@ class Dialect(ABC):
 
     @abstractmethod
     def set_paused(self, queue: str, paused: bool) -> Statement: ...
+
+    # Receiving
+
+    def receive(self, message_id: str, consumer: str) -> Statement:
+        """A row of `id` if the message is recorded now; none if it has been. Waits for whoever is recording it."""
+        return Statement(
+            f"""INSERT INTO {self.tables.need("receive", "inbox")} (consumer, message_id)
+                VALUES (:consumer, :message_id)
+                ON CONFLICT (consumer, message_id) DO NOTHING
+                RETURNING id""",
+            {"consumer": consumer, "message_id": message_id},
+        )
+
+    @abstractmethod
+    def purge_inbox(self, older_than: timedelta, limit: int) -> Statement: ...
+
+    # Drift
 
     @abstractmethod
     def catalogue(self, table: str) -> Sequence[Statement]:

@@ -3,6 +3,7 @@
     publisher   INSERT, and not even the columns that say how often a message was tried; reads nothing
     worker      claims, settles and buries; cannot publish, and cannot change a message
     operator    looks, redrives, purges, pauses
+    receiver    records in the inbox what came from elsewhere; cannot make it forget
 
 Each role is one that is there already; nothing is taken away from it. What a handler's own tables need is the user's to say.
 """
@@ -26,6 +27,7 @@ class Roles:
     publisher: str | None = None
     worker: str | None = None
     operator: str | None = None
+    receiver: str | None = None
 
 
 def grant_statements(tables: Tables, roles: Roles) -> Sequence[str]:
@@ -34,6 +36,7 @@ def grant_statements(tables: Tables, roles: Roles) -> Sequence[str]:
         (roles.publisher, _publisher(tables)),
         (roles.worker, _worker(tables)),
         (roles.operator, _operator(tables)),
+        (roles.receiver, _receiver(tables)),
     ]
     return [
         f"GRANT {privilege} TO {quoted_role(role)}"
@@ -80,6 +83,14 @@ def _operator(tables: Tables) -> Iterable[str]:
         yield f"SELECT, DELETE, UPDATE (worker) ON {tables.sql(tables.dead_letters)}"
     if tables.queues is not None:
         yield f"SELECT, INSERT (queue, paused_at), UPDATE (paused_at) ON {tables.sql(tables.queues)}"
+    if tables.inbox is not None:
+        yield f"SELECT, DELETE, UPDATE (received_at) ON {tables.sql(tables.inbox)}"
+
+
+# What ON CONFLICT looks for and RETURNING tells has to be readable.
+def _receiver(tables: Tables) -> Iterable[str]:
+    inbox = tables.need("a receiver", "inbox")
+    yield f"INSERT (consumer, message_id), SELECT (id, consumer, message_id) ON {inbox}"
 
 
 def _written(names: Iterable[str], *by_default: str) -> tuple[str, ...]:

@@ -53,6 +53,7 @@ _TOLD = """told AS (SELECT pg_notify(:channel, queue) FROM back GROUP BY queue)
 
 class PostgreSQL(Dialect):
     name = "postgresql"
+    remote = True
     notifies = True
     settles_in_transaction = False
 
@@ -365,14 +366,32 @@ class PostgreSQL(Dialect):
             ), band.priority IS NULL AND {paused}, band.priority IS NULL AND {keyed}
             FROM band"""
 
+    # It runs beside settlements of the same rows, and of some that a handler's transaction has locked. Who waits for
+    # nobody takes part in no deadlock, and the other leases do not run down meanwhile.
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement:
         return Statement(
-            f"""UPDATE {self.outbox} AS message
+            f"""WITH free AS MATERIALIZED (
+                    SELECT message.id
+                    FROM {self.outbox} AS message
+                    JOIN {self._held} ON message.id = held.id AND message.acquired_token = held.token
+                    WHERE message.leased_until IS NOT NULL
+                    FOR NO KEY UPDATE OF message SKIP LOCKED
+                )
+                UPDATE {self.outbox} AS message
                 SET leased_until = statement_timestamp() + make_interval(secs => CAST(:lease AS float8))
-                FROM {self._held}
-                WHERE message.id = held.id AND message.acquired_token = held.token
+                FROM free
+                WHERE message.id = free.id
                 RETURNING message.id""",
             {**_leases(sorted(deliveries, key=lambda delivery: delivery.id)), "lease": lease},
+        )
+
+    def ours(self, deliveries: Sequence[Delivery]) -> Statement:
+        return Statement(
+            f"""SELECT message.id
+                FROM {self.outbox} AS message
+                JOIN {self._held} ON message.id = held.id AND message.acquired_token = held.token
+                WHERE message.leased_until IS NOT NULL""",
+            _leases(deliveries),
         )
 
     def begin(self, delivery: Delivery) -> Statement:
@@ -700,6 +719,19 @@ class PostgreSQL(Dialect):
                     CASE WHEN EXCLUDED.paused_at IS NULL THEN NULL
                          ELSE coalesce(control.paused_at, EXCLUDED.paused_at) END""",
             {"queue": queue},
+        )
+
+    def purge_inbox(self, older_than: timedelta, limit: int) -> Statement:
+        table = self.tables.need("purge_inbox", "inbox")
+        return Statement(
+            f"""DELETE FROM {table} WHERE id = ANY (ARRAY(
+                    SELECT id FROM {table}
+                    WHERE received_at < statement_timestamp() - make_interval(secs => CAST(:age AS float8))
+                    ORDER BY received_at
+                    LIMIT CAST(:limit AS bigint)
+                    FOR UPDATE SKIP LOCKED))
+                RETURNING id""",
+            {"age": older_than.total_seconds(), "limit": limit},
         )
 
     # Drift

@@ -35,6 +35,7 @@ _CHANGES = Statement("SELECT changes()", {})
 
 class SQLite(Dialect):
     name = "sqlite"
+    remote = False
     notifies = False
     settles_in_transaction = True
 
@@ -259,9 +260,16 @@ class SQLite(Dialect):
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement:
         return Statement(
             f"""UPDATE {self.outbox} SET leased_until = {_in(":lease")}
-                WHERE (id, acquired_token) IN ({_HELD})
+                WHERE (id, acquired_token) IN ({_HELD}) AND leased_until IS NOT NULL
                 RETURNING id""",
             {"held": _held(deliveries), "lease": lease},
+        )
+
+    def ours(self, deliveries: Sequence[Delivery]) -> Statement:
+        return Statement(
+            f"""SELECT id FROM {self.outbox}
+                WHERE (id, acquired_token) IN ({_HELD}) AND leased_until IS NOT NULL""",
+            {"held": _held(deliveries)},
         )
 
     def begin(self, delivery: Delivery) -> Statement:
@@ -532,6 +540,15 @@ class SQLite(Dialect):
                     CASE WHEN excluded.paused_at IS NULL THEN NULL
                          ELSE coalesce({table}.paused_at, excluded.paused_at) END""",
             {"queue": queue},
+        )
+
+    def purge_inbox(self, older_than: timedelta, limit: int) -> Statement:
+        table = self.tables.need("purge_inbox", "inbox")
+        return Statement(
+            f"""DELETE FROM {table} WHERE id IN (
+                    SELECT id FROM {table} WHERE received_at < {_in(":age")} ORDER BY received_at LIMIT :limit)
+                RETURNING id""",
+            {"age": -older_than.total_seconds(), "limit": limit},
         )
 
     # Drift

@@ -6,14 +6,14 @@ synchronously, and how to open a connection for a worker. Everything else is her
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Protocol, TypeAlias
 from uuid import UUID, uuid4
 
-from outbox_core.errors import InvalidMessage
+from outbox_core.errors import InvalidMessage, SchemaMismatch
 from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
 from outbox_core.outcome import Release
 from outbox_core.schema import Tables
@@ -34,6 +34,7 @@ Maker: TypeAlias = Callable[[Dialect], Sequence[Statement]]
 
 SETUP_PATIENCE = 10.0  # seconds
 SETUP_PAUSE = 0.02
+LEAST_PATIENCE = 1.0  # seconds for an extension, however short the lease
 
 
 class Executor(Protocol):
@@ -213,8 +214,40 @@ class SqlStore(ABC):
             answers = await self._look(partial(_catalogue, table))
             assert self.dialect is not None, "a store that can run by itself knows its database"
             if differences := self.dialect.read_catalogue(table, answers):
-                found[table] = differences
+                found[table] = [one._replace(needed=table != self.tables.inbox) for one in differences]
         return found
+
+    # Receiving
+
+    async def receive(self, message_id: str, consumer: str, session: object) -> bool:
+        """Record a message from elsewhere in the session's transaction; False if *consumer* has it already.
+
+        While another transaction that has recorded it is open, this waits for its end, and then says what came of it.
+        """
+        with self._inbox_refused():
+            return bool(await self._one(lambda dialect: dialect.receive(message_id, consumer), session))
+
+    def receive_sync(self, message_id: str, consumer: str, session: object) -> bool:
+        with self._inbox_refused():
+            return bool(self.run_sync(lambda dialect: [dialect.receive(message_id, consumer)], session)[0])
+
+    async def purge_inbox(self, older_than: timedelta, limit: int, session: object | None) -> int:
+        """Forget up to *limit* messages that were received more than *older_than* ago, oldest first; how many."""
+        with self._inbox_refused():
+            return len(await self._one(lambda dialect: dialect.purge_inbox(older_than, limit), session))
+
+    def purge_inbox_sync(self, older_than: timedelta, limit: int, session: object) -> int:
+        with self._inbox_refused():
+            return len(self.run_sync(lambda dialect: [dialect.purge_inbox(older_than, limit)], session)[0])
+
+    @contextmanager
+    def _inbox_refused(self) -> Iterator[None]:
+        """What the database says of a table was said of the inbox."""
+        try:
+            yield
+        except SchemaMismatch as error:
+            assert self.tables.inbox is not None, "otherwise there is no statement"
+            raise SchemaMismatch(self.tables.inbox, error.differences) from error.__cause__
 
     async def _look(self, make: Maker) -> Sequence[Sequence[Row]]:
         """What a worker wants to know before it begins, in no transaction of anybody's."""
@@ -309,7 +342,13 @@ class SqlLink:
         return bool(await self._executor.execute(self._dialect.begin(delivery)))
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
-        return {row[0] for row in await self._executor.execute(self._dialect.extend(deliveries, lease))}
+        # SQLite waits for whoever writes, with a patience of its own, and meanwhile nobody else can claim.
+        patience = max(LEAST_PATIENCE, lease / 4) if self._dialect.remote else None
+        async with asyncio.timeout(patience):
+            return await self._ids([self._dialect.extend(deliveries, lease)])
+
+    async def ours(self, deliveries: Sequence[Delivery]) -> set[int]:
+        return await self._ids([self._dialect.ours(deliveries)])
 
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
         park = self._dialect.tables.dead_letters is None

@@ -16,7 +16,7 @@ from outbox_sqlalchemy import OutboxBroker
 from tests.places import Place
 
 FAILED = (
-    "the transaction has failed already, so nothing was published; roll it back, or use a savepoint "
+    "the transaction has failed already, so nothing was written; roll it back, or use a savepoint "
     "(session.begin_nested()) around what may fail"
 )
 

@@ -23,7 +23,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 @pytest.mark.parametrize("prefix", ["outbox", "a_name_so_long_that_those_of_its_indexes_are_shortened"])
 def test_what_is_printed_makes_the_tables_that_create_all_makes(engine: Engine, prefix: str) -> None:
     metadata = MetaData()
-    tables = make_outbox_tables(metadata, prefix, archive=True)
+    tables = make_outbox_tables(metadata, prefix, archive=True, inbox=True)
     kept = [table for table in tables if table is not None]
     with engine.begin() as connection:
         metadata.create_all(connection)

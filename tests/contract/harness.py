@@ -32,6 +32,7 @@ METADATA = MetaData()
 TABLES = make_outbox_tables(METADATA)
 PARKING_TABLES = OutboxTables(make_outbox_table(METADATA, "parking"))
 ARCHIVING_TABLES = make_outbox_tables(METADATA, "archiving", archive=True)
+RECEIVING_TABLES = make_outbox_tables(METADATA, "receiving", inbox=True)
 
 
 @dataclass(frozen=True)

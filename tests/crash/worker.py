@@ -9,8 +9,10 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,9 +37,10 @@ from tests.crash.ledger import Ledger
 class Orders:
     """What one worker process shall do.
 
-    `seconds`: how long a handler runs; `gate`: a file for which it also waits. `failing`, `rejected`, `deadly`: numbers
-    whose handler fails in its first run here, is rejected, or ends the interpreter. `retry`: seconds. `dies`: claimed,
-    running, handled or settling, the point at which the process kills itself.
+    `seconds`: how long a handler runs; `gate`: a file for which it also waits. `failing`, `rejected`, `deadly`:
+    numbers whose handler fails in its first run here, is rejected, or ends the interpreter. `blocking`: numbers whose
+    handler blocks the event loop for `blocks` seconds, or `spinning`: for ever, without letting any other thread run.
+    `retry`: seconds. `dies`: claimed, running, handled or settling, the point at which the process kills itself.
     """
 
     url: str
@@ -49,6 +52,10 @@ class Orders:
     failing: tuple[int, ...] = ()
     rejected: tuple[int, ...] = ()
     deadly: tuple[int, ...] = ()
+    blocking: tuple[int, ...] = ()
+    blocks: float = 3_600.0
+    spinning: tuple[int, ...] = ()
+    stuck_timeout: float | None = 30.0
     retry: float = 0.1
     dies: str | None = None
 
@@ -110,7 +117,7 @@ def make_app(orders: Orders) -> FastStream:
     store = WatchedStore(engine, names_of(make_outbox_tables(MetaData())))
     store.ledger = ledger = Ledger(Path(orders.ledger))
     store.dies = orders.dies
-    broker = OutboxBroker(store, logger=None)
+    broker = OutboxBroker(store, logger=None, stuck_timeout=orders.stuck_timeout)
     retry = ConstantRetry(delay_seconds=orders.retry)
     failed: set[int] = set()
 
@@ -119,6 +126,10 @@ def make_app(orders: Orders) -> FastStream:
         run = ledger.begin(number, message.deliveries)
         if number in orders.deadly:
             os._exit(1)
+        if number in orders.blocking:
+            time.sleep(orders.blocks)  # noqa: ASYNC251  what a careless handler does
+        if number in orders.spinning:
+            re.match("(a+)+$", "a" * 60 + "b")
         await asyncio.sleep(orders.seconds)
         if orders.dies == "running":
             die()

@@ -318,8 +318,21 @@ def test_purge_refuses_what_is_no_span(django_databases: object, span: str) -> N
 def test_purge_asks_how_old(django_databases: object) -> None:
     bury("lite", 1, days=99)
 
-    assert "--older-than" in str(refused("outbox_purge", alias="lite"))
+    error = refused("outbox_purge", alias="lite")
+
+    assert str(error) == (
+        'dead letters are kept for ever; set OUTBOX["DEAD_LETTER_RETENTION"], or say how old with --older-than'
+    )
+    assert error.returncode == 2
     assert dead("lite") == 1
+
+
+def test_purge_takes_the_age_of_the_settings(alias: str) -> None:
+    bury(alias, 2, days=31)
+    bury(alias, 1, days=29)
+
+    with override_settings(OUTBOX={"DEAD_LETTER_RETENTION": timedelta(days=30)}):
+        assert said("outbox_purge", alias=alias) == "2 dead letters deleted\n"
 
 
 # Pause

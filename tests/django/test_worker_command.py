@@ -320,6 +320,21 @@ def test_several_processes_share_the_work_and_a_killed_one_is_replaced(site: Sit
     assert "Traceback" not in parent.log
 
 
+def test_a_process_whose_loop_is_stuck_says_why_ends_and_is_replaced(site: Site, tmp_path: Path) -> None:
+    parent = site.start("outbox_worker", "--processes", "2", "--stuck-timeout", "1")
+    parent.says("worker on ", times=2)
+    site.publish("mails", {"number": 1, "blocks_once": str(tmp_path / "blocked")})
+
+    parent.says("was stuck, and ended with exit code 70; starting another")
+    parent.says("worker on ", times=3)
+    until(site.handled, [1])
+
+    assert "time.sleep(3_600)" in parent.log
+    assert " in 'mails', to be delivered again" in parent.log
+    parent.send(SIGTERM)
+    assert parent.ends() == 0
+
+
 def test_all_processes_drain_when_the_parent_is_told_to_stop(site: Site, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     parent = busy_family(site, gate)
@@ -509,6 +524,7 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_lost(
         (["--processes", "2", "--health-file", "x"], "--health-file is for one process, got --processes"),
         (["--concurrency", "0"], "argument --concurrency: must be a number between 1 and 1,000, got '0'"),
         (["--processes", "many"], "argument --processes: must be a number between 1 and 1,000, got 'many'"),
+        (["--stuck-timeout", "0.5"], "must be a number of seconds >= 1, or 0 for never, got '0.5'"),
         (["--graceful-timeout", "-1"], "argument --graceful-timeout: must be a number of seconds >= 0, got '-1'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A database whose outbox belongs to nobody who uses it: a role publishes, one works, one operates."""
+"""A database whose outbox belongs to nobody who uses it: a role publishes, one works, one operates, one receives."""
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ class Guarded:
     publisher: URL
     worker: URL
     operator: URL
+    receiver: URL
 
     @property
     def names(self) -> Tables:
@@ -34,10 +35,10 @@ class Guarded:
 def guarded_database(server: URL) -> Iterator[Guarded]:
     """Made once; `guarded` empties it for each test."""
     suffix = uuid4().hex[:8]
-    roles = {name: f"outbox-{name}-{suffix}" for name in ("publisher", "worker", "operator")}
+    roles = {name: f"outbox-{name}-{suffix}" for name in ("publisher", "worker", "operator", "receiver")}
     with postgres_database(server) as url:
         metadata = MetaData(schema="mail")
-        tables = make_outbox_tables(metadata, archive=True)
+        tables = make_outbox_tables(metadata, archive=True, inbox=True)
         execute(url, "CREATE SCHEMA mail")
         engine = create_engine(with_driver(url, "psycopg"))
         metadata.create_all(engine)

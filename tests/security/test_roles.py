@@ -19,7 +19,7 @@ from outbox_core.outcome import Ack, DeadLetter, Release, Retry
 from outbox_core.sql.grants import Roles, grant_statements
 from outbox_core.store import Band, Settlement, Want
 from outbox_django.store import DjangoStore
-from outbox_sqlalchemy import NoRetry, OutboxBroker, SqlAlchemyStore
+from outbox_sqlalchemy import Inbox, NoRetry, OutboxBroker, SqlAlchemyStore
 from tests.databases import execute, plain, with_driver
 from tests.django_databases import added_database
 from tests.places import running, until
@@ -266,3 +266,31 @@ async def test_an_operator_looks_redrives_purges_and_pauses(guarded: Guarded) ->
 )
 def test_an_operator_may_not(guarded: Guarded, statement: str) -> None:
     assert_denied(guarded.operator, statement)
+
+
+# Receiver
+
+
+async def test_a_receiver_receives_and_forgets_nothing(guarded: Guarded) -> None:
+    inbox = Inbox(guarded.tables, dead_letter_retention=timedelta(0))
+    engine = create_async_engine(with_driver(guarded.receiver, "asyncpg"))
+    for expected in (True, False):
+        async with AsyncSession(engine) as session, session.begin():
+            assert await inbox.receive("m1", "billing", session=session) is expected
+
+    with pytest.raises(NoPermission, match="outbox_inbox"):
+        await inbox.purge(engine, older_than=timedelta(0))
+    await engine.dispose()
+    assert rows(guarded, "consumer, message_id", "outbox_inbox") == [("billing", "m1")]
+
+
+async def test_an_operator_purges_the_inbox_and_receives_nothing(guarded: Guarded) -> None:
+    execute(guarded.owner, "INSERT INTO mail.outbox_inbox (consumer, message_id) VALUES ('billing', 'm1')")
+    inbox = Inbox(guarded.tables, dead_letter_retention=timedelta(0))
+    engine = create_async_engine(with_driver(guarded.operator, "asyncpg"))
+
+    assert await inbox.purge(engine, older_than=timedelta(0)) == 1
+    async with AsyncSession(engine) as session:
+        with pytest.raises(NoPermission, match="outbox_inbox"):
+            await inbox.receive("m1", "billing", session=session)
+    await engine.dispose()

@@ -58,7 +58,7 @@ async def test_a_closed_connection_is_refused(place: Place) -> None:
     with pytest.raises(NoTransaction) as caught:
         await place.broker().publish(1, "orders", session=connection)
 
-    assert str(caught.value) == ("the connection is closed, so nothing was published; publish before you close it")
+    assert str(caught.value) == ("the connection is closed, so nothing was written; use it before you close it")
     assert place.rows() == []
 
 
@@ -75,14 +75,14 @@ def test_a_closed_sync_connection_is_refused(sync_place: Place) -> None:
     with sync_place.sync_engine.connect() as connection:
         pass
 
-    with pytest.raises(NoTransaction, match=r"^the connection is closed, so nothing was published"):
+    with pytest.raises(NoTransaction, match=r"^the connection is closed, so nothing was written"):
         sync_place.broker().publish_sync(1, "orders", session=connection)
 
 
 async def test_a_session_whose_transaction_has_ended_in_its_block_is_refused(place: Place) -> None:
     async with AsyncSession(place.engine) as session, session.begin():
         await session.commit()
-        with pytest.raises(NoTransaction, match=r"^the session cannot be used, so nothing was published: "):
+        with pytest.raises(NoTransaction, match=r"^the session cannot be used, so nothing was written: "):
             await place.broker().publish(1, "orders", session=session)
 
     assert place.rows() == []
@@ -112,7 +112,7 @@ async def test_autocommit_is_no_transaction(postgres: Place, where: str) -> None
     await engine.dispose()
     assert str(caught.value) == (
         "the connection is in AUTOCOMMIT, so the message would not be atomic with anything; "
-        "publish in a transaction, or without a session"
+        "use one in a transaction (a publish of its own needs no session)"
     )
     assert postgres.rows() == []
 
@@ -152,7 +152,7 @@ async def test_a_sync_session_in_an_async_publish_is_told_where_to_go(either: Pl
                 await broker.publish(1, "orders", session=wrong)
             assert str(caught.value) == (
                 f"session must be an AsyncSession or AsyncConnection, got {name}; "
-                "use publish_sync(...) with a synchronous session"
+                "use publish_sync(...) or receive_sync(...) with a synchronous session"
             )
 
     assert either.rows() == []

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,7 +19,7 @@ from outbox_core.sql.dialect import Settlements, Statement
 from outbox_core.sql.postgresql import PostgreSQL
 from outbox_core.sql.sqlite import SQLite
 from outbox_core.store import Band, Settlement, Want
-from outbox_sqlalchemy import make_outbox_tables
+from outbox_sqlalchemy import make_inbox_table, make_outbox_tables
 from tests.databases import plain, postgres_database
 
 DIALECT = PostgreSQL(Tables("outbox", dead_letters="outbox_dlq", queues="outbox_queues"))
@@ -161,6 +161,27 @@ def test_claiming_and_extending_leave_every_index_alone(backlog: psycopg.Connect
     ).fetchone() or (0, 0)
     assert updated == 500
     assert hot == 500
+
+
+def test_an_inbox_is_purged_by_its_index(database: URL) -> None:
+    with psycopg.connect(plain(database), autocommit=True) as connection:
+        engine = create_engine(database.set(drivername="postgresql+psycopg"))
+        make_inbox_table(metadata := MetaData())
+        metadata.create_all(engine)
+        engine.dispose()
+        connection.execute(
+            """INSERT INTO outbox_inbox (consumer, message_id, received_at)
+               SELECT 'billing', n, now() - make_interval(mins => n) FROM generate_series(1, 50000) AS n"""
+        )
+        connection.execute("ANALYZE outbox_inbox")
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        statement = PostgreSQL(Tables(inbox="outbox_inbox")).purge_inbox(timedelta(days=30), 100)
+
+        nodes = explain(connection, statement, analyze=True)
+
+    assert indexes(nodes) == {"outbox_inbox_received_idx", "outbox_inbox_pkey"}
+    assert "Sort" not in kinds(nodes)
+    assert max(node["Actual Rows"] for node in nodes) == 100
 
 
 def delivery(id: int) -> Delivery:

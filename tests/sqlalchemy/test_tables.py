@@ -17,9 +17,9 @@ async def test_create_all_makes_what_is_described(place: Place) -> None:
     await place.broker().validate_schema()
 
 
-async def test_the_set_with_an_archive_is_what_is_described(fresh_either: Place) -> None:
+async def test_the_set_with_an_archive_and_an_inbox_is_what_is_described(fresh_either: Place) -> None:
     metadata = MetaData()
-    tables = make_outbox_tables(metadata, "mail", archive=True)
+    tables = make_outbox_tables(metadata, "mail", archive=True, inbox=True)
     metadata.create_all(fresh_either.sync_engine)
 
     await fresh_either.broker(outbox_table=tables).validate_schema()
@@ -29,6 +29,7 @@ async def test_the_set_with_an_archive_is_what_is_described(fresh_either: Place)
         "mail",
         "mail_archive",
         "mail_dlq",
+        "mail_inbox",
         "mail_queues",
     ]
 

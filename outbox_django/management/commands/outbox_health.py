@@ -75,7 +75,7 @@ def _silence(path: Path, limit: float | None) -> Iterator[str]:
 
 def _misfits(store: DirectStore) -> Iterator[str]:
     for table, differences in drive(store.differences()).items():
-        if fatal := [difference.text for difference in differences if difference.fatal]:
+        if fatal := [difference.text for difference in differences if difference.fatal and difference.needed]:
             yield f"{table} does not fit this version: {'; '.join(fatal)}; {outbox_settings().way_out(store.alias)}"
             return
 

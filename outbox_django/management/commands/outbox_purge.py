@@ -1,7 +1,66 @@
-"""`manage.py outbox_purge`: delete old dead letters."""
+"""`manage.py outbox_purge`: delete old dead letters, or forget what was received long ago."""
 
-from outbox_core.cli.operations import Purge
+from argparse import ArgumentParser
+from collections.abc import Awaitable, Mapping
+from datetime import timedelta
+from typing import Any, cast
+
+from outbox_core.cli.arguments import count, duration, queue_name
+from outbox_core.cli.exits import Refused
+from outbox_core.cli.operations import Answer, Operation, purged
+from outbox_core.store import Store
 from outbox_django.commands import OperationCommand
+from outbox_django.settings import outbox_settings
+from outbox_django.store import DirectStore
+
+
+class Purge(Operation):
+    """`outbox purge`, by the ages that the settings declare, and for the inbox too."""
+
+    name = "purge"
+    help = "Delete dead letters, or with --inbox the records of received messages, for good, a batch a transaction."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--older-than",
+            type=duration,
+            metavar="SPAN",
+            help="those that failed, or were received, longer ago than this: 30d, 12h, 45m, or seconds; without it "
+            'OUTBOX["DEAD_LETTER_RETENTION"] or OUTBOX["INBOX_RETENTION"]',
+        )
+        parser.add_argument("--inbox", action="store_true", help="forget received messages instead")
+        parser.add_argument("--queue", type=queue_name, metavar="NAME", help="only dead letters of this queue")
+        parser.add_argument("--limit", type=count(), metavar="N", help="at most so many")
+
+    async def run(self, store: Store, options: Mapping[str, Any]) -> Answer:
+        if options["inbox"]:
+            return await _purge_inbox(cast("DirectStore", store), options)
+        return await _purge_dead_letters(store, options)
+
+
+async def _purge_dead_letters(store: Store, options: Mapping[str, Any]) -> Answer:
+    given: timedelta | None = options["older_than"]
+    older_than = outbox_settings().dead_letter_retention if given is None else given
+    if older_than is None:
+        raise Refused(
+            'dead letters are kept for ever; set OUTBOX["DEAD_LETTER_RETENTION"], or say how old with --older-than'
+        )
+
+    def purge(size: int) -> Awaitable[int]:
+        return store.purge_dead_letters(older_than, options["queue"], size, None)
+
+    return await purged("dead letter", purge, options["limit"])
+
+
+async def _purge_inbox(store: DirectStore, options: Mapping[str, Any]) -> Answer:
+    if options["queue"] is not None:
+        raise Refused("--queue is for dead letters; an inbox has none")
+    older_than = outbox_settings().retention.age(options["older_than"])
+
+    def purge(size: int) -> Awaitable[int]:
+        return store.purge_inbox(older_than, size, None)
+
+    return await purged("received message", purge, options["limit"])
 
 
 class Command(OperationCommand):

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
 from django.utils import autoreload
 
-from outbox_core.cli.arguments import count, named_queues, seconds
+from outbox_core.cli.arguments import count, named_queues, patience, seconds
 from outbox_core.cli.exits import Exit
 from outbox_core.cli.process import leave, show_log
 from outbox_core.cli.work import check_health_file
@@ -33,8 +33,8 @@ logger = logging.getLogger("outbox")
 class Command(BaseCommand):
     help = (
         "Handle the messages of the outbox. Exit codes: 0 clean; 1 it could not start; 2 wrong arguments; 3 handlers were "
-        "cut when the graceful timeout had passed; 69 the database does not answer; 77 the role lacks a privilege; 78 the "
-        "tables do not fit; 128 + n ended by a second signal n."
+        "cut when the graceful timeout had passed; 69 the database does not answer; 70 the event loop was blocked for too "
+        "long; 77 the role lacks a privilege; 78 the tables do not fit; 128 + n ended by a second signal n."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -51,6 +51,12 @@ class Command(BaseCommand):
         parser.add_argument("--reload", action="store_true", help="restart when code changes, for development")
         parser.add_argument("--database", metavar="ALIAS", help="the database that has the outbox")
         parser.add_argument("--graceful-timeout", type=seconds, metavar="S", help="seconds for handlers at a stop")
+        parser.add_argument(
+            "--stuck-timeout",
+            type=patience,
+            metavar="S",
+            help="seconds of a blocked loop until the process is ended; 0: never",
+        )
         parser.add_argument(
             "--health-file", type=Path, metavar="PATH", help="touched every 2 s while there is progress"
         )
@@ -100,6 +106,7 @@ def _prepare(options: dict[str, Any]) -> "WorkerProcess":
         broker,
         WorkerOptions(
             graceful_timeout=options["graceful_timeout"],
+            stuck_timeout=options["stuck_timeout"],
             drain=options["drain"],
             once=options["once"],
             health_file=options["health_file"],
