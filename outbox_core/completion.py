@@ -3,18 +3,30 @@
     begin --> handler --> ack? --yes--> delete the row, if its lease is ours --> commit
                            \\--no---------------------------\\--no--> roll back
 
-A message that is rolled back goes the way of every other: its outcome is settled, or its new owner handles it.
+A message that is rolled back goes the way of every other: its outcome is settled, or its new owner handles it. But if it
+was the database that ended the transaction, for the sake of others (a serialization failure, a deadlock), nothing has
+failed: all of it is run again, here and at once (docs/decisions/0009-retry-as-a-whole.md).
 """
 
+import asyncio
+import logging
+import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from time import monotonic
 from typing import TypeAlias
 
 from outbox_core.message import Completion, Delivery
 from outbox_core.outcome import Ack, Snooze
 from outbox_core.store import Store
+
+logger = logging.getLogger("outbox")
+
+TRIES = 10  # runs that end in a conflict before that counts as a failure of the handler's
+FIRST_PAUSE = 0.01  # seconds that the next run waits at most, doubled each time
+LONGEST_PAUSE = 2.0  # seconds
 
 # Opens the transaction in which a batch is handled. It commits on a normal exit, otherwise it rolls back and raises.
 Transaction: TypeAlias = Callable[[Sequence[Delivery]], AbstractAsyncContextManager[object]]
@@ -50,6 +62,39 @@ async def in_transaction(
     """Run *handle*, which votes, in a transaction of *store* that completes *batch*; raises what it or the commit raises.
 
     *transaction* opens it where the handler has one of its own; None: the store does.
+    A run that ends in a conflict with other transactions (`Store.is_conflict`) is undone and forgotten, votes included, and
+    begins again in a new transaction; only the last of `TRIES` such runs in a row raises.
+    """
+    pause = FIRST_PAUSE
+    for left in reversed(range(TRIES)):
+        began = monotonic()
+        try:
+            await _run(store, batch, handle, transaction)
+        except Exception as error:
+            if not store.is_conflict(error):
+                raise
+            if not left:
+                _warn(batch, error)
+                raise
+        else:
+            return
+        # The longer a run takes, the more of the others' are within it.
+        pause = min(max(2 * pause, monotonic() - began), LONGEST_PAUSE)
+        _forget_run(batch)
+        await asyncio.sleep(random.uniform(0, pause))  # noqa: S311  no secret
+        if any(delivery.lease_lost for delivery in batch):
+            _give_back(batch)
+            return
+
+
+async def _run(
+    store: Store,
+    batch: Sequence[Delivery],
+    handle: Callable[[Sequence[Delivery]], Awaitable[object]],
+    transaction: Transaction | None,
+) -> None:
+    """One run in one transaction.
+
     Rolls back unless every message is acked and still ours; then an ack no longer counts, because what it stood for is
     undone: the message comes back at once, and nothing has failed. A commit that fails, or whose answer is lost, counts as
     a failure of the handler; if it took place after all, the rows are gone, so that nothing is repeated.
@@ -104,3 +149,26 @@ def _withdraw_acks(batch: Sequence[Delivery], instead: Snooze | None) -> None:
 def _mark(batch: Sequence[Delivery], completion: Completion | None) -> None:
     for delivery in batch:
         delivery.completion = completion
+
+
+def _forget_run(batch: Sequence[Delivery]) -> None:
+    """What was decided in it was decided on what a transaction saw that never was."""
+    for delivery in batch:
+        delivery.vote = None
+        delivery.completion = None
+        delivery.session = None
+
+
+def _give_back(batch: Sequence[Delivery]) -> None:
+    for delivery in batch:
+        delivery.vote = Snooze(0.0)
+
+
+def _warn(batch: Sequence[Delivery], error: Exception) -> None:
+    logger.warning(
+        "the transaction of message %s in %r has conflicted with others %d times in a row; that counts as a failed attempt",
+        ", ".join(str(delivery.id) for delivery in batch),
+        batch[0].queue,
+        TRIES,
+        exc_info=error,
+    )

@@ -9,9 +9,11 @@ from outbox_core.faststream import (
 )
 from outbox_core.faststream.annotations import OutboxMessage
 from outbox_core.retry import ConstantRetry, ExponentialRetry, LinearRetry, NoRetry
+from outbox_sqlalchemy.annotations import OutboxSession
 from outbox_sqlalchemy.broker import OutboxBroker
 from outbox_sqlalchemy.store import SqlAlchemyStore
 from outbox_sqlalchemy.tables import OutboxTables, make_dlq_table, make_outbox_table, make_outbox_tables
+from outbox_sqlalchemy.transaction import TransactionMiddleware
 
 __all__ = [
     "ConstantRetry",
@@ -24,9 +26,11 @@ __all__ = [
     "OutboxResponse",
     "OutboxRoute",
     "OutboxRouter",
+    "OutboxSession",
     "OutboxTables",
     "SqlAlchemyStore",
     "TestOutboxBroker",
+    "TransactionMiddleware",
     "make_dlq_table",
     "make_outbox_table",
     "make_outbox_tables",

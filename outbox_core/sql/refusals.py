@@ -1,11 +1,14 @@
 """Why a database refused a statement or a login, read from a driver's own exception: asyncpg's, psycopg's, sqlite3's."""
 
 import re
+from collections.abc import Iterator
 
 # PostgreSQL's "undefined table", "undefined column", "datatype mismatch" and "invalid schema name"; SQLite says it in words.
 _SCHEMA_STATES = {"42P01", "42703", "42804", "3F000"}
 _SCHEMA_WORDS = ("no such table", "has no column named", "no such column", "does not exist", "datatype mismatch")
 _LOGIN_STATES = ("28", "3D", "53", "57P")  # no such login, no such database, too many connections, shutting down
+_CONFLICT_STATES = {"40001", "40P01"}  # serialization failure, deadlock
+_SQLITE_BUSY, _SQLITE_LOCKED = 5, 6  # the low byte of its codes; the rest says more, such as SQLITE_BUSY_SNAPSHOT
 _READ_ONLY_STATE = "25006"
 _READ_ONLY_WORDS = "readonly database"
 
@@ -30,6 +33,36 @@ def is_login_refused(cause: BaseException) -> bool:
 def is_read_only(cause: BaseException) -> bool:
     """Whether the database takes no writes: a replica, or a file without the permission."""
     return sqlstate(cause) == _READ_ONLY_STATE or _READ_ONLY_WORDS in str(cause)
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether *error*, or what it was raised from or beside, is the database's choice of one transaction among several.
+
+    Here every layer counts, the user's own exceptions too: the transaction is over, whatever is made of that. An error that
+    is raised `from None` says that it has nothing to do with it.
+    """
+    return any(_is_conflict(one) for one in _chain(error))
+
+
+def _is_conflict(cause: BaseException) -> bool:
+    code = getattr(cause, "sqlite_errorcode", None)
+    return sqlstate(cause) in _CONFLICT_STATES or (
+        isinstance(code, int) and code & 0xFF in (_SQLITE_BUSY, _SQLITE_LOCKED)
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """*error*, what led to it as a traceback would show it, and the members of groups; each once."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        before = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+        waiting += [] if before is None else [before]
+        waiting += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
 
 
 def first_line(cause: BaseException) -> str:

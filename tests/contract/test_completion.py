@@ -317,6 +317,7 @@ class Unlucky:
     def __init__(self, store: Store, failures: int) -> None:
         self._store = store
         self.complete = store.complete
+        self.is_conflict = store.is_conflict
         self._failures = failures
 
     @asynccontextmanager
@@ -419,6 +420,7 @@ class Slow:
         self._store = store
         self._seconds = seconds
         self.transaction = store.transaction
+        self.is_conflict = store.is_conflict
 
     async def complete(self, deliveries: Sequence[Delivery], session: object) -> set[int]:
         ours = await self._store.complete(deliveries, session)
