@@ -12,9 +12,10 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import count
 from time import monotonic
 from typing import TypeAlias
 
@@ -24,9 +25,10 @@ from outbox_core.store import Store
 
 logger = logging.getLogger("outbox")
 
-TRIES = 10  # runs that end in a conflict before that counts as a failure of the handler's
-FIRST_PAUSE = 0.01  # seconds that the next run waits at most, doubled each time
-LONGEST_PAUSE = 2.0  # seconds
+TRIES = 10  # runs at least that end in a conflict before that counts as a failure of the handler's
+PATIENCE = 5.0  # seconds for which they go on at least: where many want the same row, short runs lose more often
+TURN_AFTER = 3  # lost runs; then nobody else of the same consumer begins before this one has come through
+PAUSE = 0.01  # seconds at most between two runs; whoever waits longer loses to those that begin meanwhile
 
 # Opens the transaction in which a batch is handled. It commits on a normal exit, otherwise it rolls back and raises.
 Transaction: TypeAlias = Callable[[Sequence[Delivery]], AbstractAsyncContextManager[object]]
@@ -58,33 +60,38 @@ async def in_transaction(
     batch: Sequence[Delivery],
     handle: Callable[[Sequence[Delivery]], Awaitable[object]],
     transaction: Transaction | None = None,
+    turn: asyncio.Lock | None = None,
 ) -> None:
     """Run *handle*, which votes, in a transaction of *store* that completes *batch*; raises what it or the commit raises.
 
     *transaction* opens it where the handler has one of its own; None: the store does.
     A run that ends in a conflict with other transactions (`Store.is_conflict`) is undone and forgotten, votes included, and
-    begins again in a new transaction; only the last of `TRIES` such runs in a row raises.
+    begins again in a new transaction. One of many such in a row raises (`TRIES`, `PATIENCE`). *turn* is shared by all that
+    may get into each other's way here.
     """
-    pause = FIRST_PAUSE
-    for left in reversed(range(TRIES)):
-        began = monotonic()
-        try:
-            await _run(store, batch, handle, transaction)
-        except Exception as error:
-            if not store.is_conflict(error):
-                raise
-            if not left:
-                _warn(batch, error)
-                raise
-        else:
-            return
-        # The longer a run takes, the more of the others' are within it.
-        pause = min(max(2 * pause, monotonic() - began), LONGEST_PAUSE)
-        _forget_run(batch)
-        await asyncio.sleep(random.uniform(0, pause))  # noqa: S311  no secret
-        if any(delivery.lease_lost for delivery in batch):
-            _give_back(batch)
-            return
+    began = monotonic()
+    async with AsyncExitStack() as stack:
+        if turn is not None and turn.locked():
+            async with turn:
+                pass
+        for run in count(1):
+            try:
+                await _run(store, batch, handle, transaction)
+            except Exception as error:
+                if not store.is_conflict(error):
+                    raise
+                if run >= TRIES and monotonic() - began > PATIENCE:
+                    _warn(batch, run, error)
+                    raise
+            else:
+                return
+            _forget_run(batch)
+            await asyncio.sleep(random.uniform(0, PAUSE))  # noqa: S311  no secret
+            if turn is not None and run == TURN_AFTER:
+                await stack.enter_async_context(turn)
+            if any(delivery.lease_lost for delivery in batch):
+                _give_back(batch)
+                return
 
 
 async def _run(
@@ -164,11 +171,11 @@ def _give_back(batch: Sequence[Delivery]) -> None:
         delivery.vote = Snooze(0.0)
 
 
-def _warn(batch: Sequence[Delivery], error: Exception) -> None:
+def _warn(batch: Sequence[Delivery], runs: int, error: Exception) -> None:
     logger.warning(
         "the transaction of message %s in %r has conflicted with others %d times in a row; that counts as a failed attempt",
         ", ".join(str(delivery.id) for delivery in batch),
         batch[0].queue,
-        TRIES,
+        runs,
         exc_info=error,
     )

@@ -85,6 +85,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         self._stopping: asyncio.Task[None] | None = None
         self.transactional = config.transactional
         self._transaction: Transaction | None = None
+        self._turn: asyncio.Lock | None = None  # of those whose transactions have lost against others
         self._built = 0  # handlers that are ready to be called
 
     @property
@@ -122,6 +123,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         """Its handlers as the engine sees them, ready to be called; nothing is consumed yet."""
         self.ack_policy = self._config.ack_policy  # again, since routers are included after their subscribers are made
         self._build_fastdepends_model()
+        self._turn = asyncio.Lock()
         if self.transactional and self.ack_policy is AckPolicy.ACK_FIRST:
             raise OptionError(
                 f"{self._name} cannot be transactional with AckPolicy.ACK_FIRST, which completes a message before its "
@@ -231,7 +233,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
     async def _process_in_transaction(self, batch: Sequence[Delivery]) -> None:
         """Handler, what it publishes, and the end of its message are committed together, or none of them."""
         assert self._outer_config.store is not None, "a consumer has a store"
-        await in_transaction(self._outer_config.store, batch, self._process, self._transaction)
+        await in_transaction(self._outer_config.store, batch, self._process, self._transaction, self._turn)
 
     def _stop_soon(self, raised: str) -> None:
         """Start nothing more, and drain from outside: a slot that waited for its own end would wait for ever."""

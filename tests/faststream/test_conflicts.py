@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 import pytest
 from faststream import BaseMiddleware, Depends
-from sqlalchemy import URL, Column, Integer, MetaData, Table, event, insert, text
+from sqlalchemy import Column, Integer, MetaData, Table, event, insert, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import registry
 
 from outbox_core.completion import TRIES
 from outbox_sqlalchemy import ConstantRetry, NoRetry, OutboxMessage, OutboxResponse, OutboxSession
-from tests.conflicts import POINTS, STATES, Point, conflict, conflicts, effects, make_effects
+from tests.conflicts import POINTS, STATES, Point, conflict, conflicts, effects
 from tests.places import Place, running, until
 
 EFFECTS = Table("effects", MetaData(), Column("id", Integer, primary_key=True), Column("n", Integer))
@@ -30,16 +30,6 @@ class Effect:
 
 
 registry().map_imperatively(Effect, EFFECTS)
-
-
-@pytest.fixture
-async def pg(database: URL, driver: str) -> AsyncIterator[Place]:
-    """An outbox on PostgreSQL with each driver, and a table of the handlers' own."""
-    place = Place(database, driver)
-    place.metadata.create_all(place.sync_engine)
-    make_effects(database)
-    yield place
-    await place.close()
 
 
 def queued(place: Place, queue: str) -> list[str]:
@@ -56,9 +46,9 @@ async def has_effect(session: AsyncSession, n: int) -> None:
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("point", POINTS)
-async def test_it_is_run_again_and_no_attempt_is_counted(pg: Place, point: Point, state: str) -> None:
-    conflict(pg.url, point, times=2, state=state)
-    broker = pg.broker()
+async def test_it_is_run_again_and_no_attempt_is_counted(contended: Place, point: Point, state: str) -> None:
+    conflict(contended.url, point, times=2, state=state)
+    broker = contended.broker()
     runs: list[tuple[int, int]] = []
 
     @broker.publisher("replies")
@@ -74,17 +64,17 @@ async def test_it_is_run_again_and_no_attempt_is_counted(pg: Place, point: Point
         await broker.drained()
 
     assert runs == [(1, 1)] * 3
-    assert effects(pg.url) == [7]
-    assert dead(pg) == []
-    assert {row.queue: row.payload for row in pg.rows()} == dict.fromkeys(
+    assert effects(contended.url) == [7]
+    assert dead(contended) == []
+    assert {row.queue: row.payload for row in contended.rows()} == dict.fromkeys(
         ["mails", "chosen", "replies", "answers"], b"7"
     )
-    assert len(pg.rows()) == 4
+    assert len(contended.rows()) == 4
 
 
-async def test_a_flush_that_ends_in_a_conflict_is_one_too(pg: Place) -> None:
-    conflict(pg.url, "a statement of the handler's", times=2)
-    broker = pg.broker()
+async def test_a_flush_that_ends_in_a_conflict_is_one_too(contended: Place) -> None:
+    conflict(contended.url, "a statement of the handler's", times=2)
+    broker = contended.broker()
 
     @broker.subscriber("orders", transactional=True, retry_strategy=NoRetry())
     async def handle(n: int, session: OutboxSession) -> None:
@@ -96,13 +86,13 @@ async def test_a_flush_that_ends_in_a_conflict_is_one_too(pg: Place) -> None:
     async with running(broker):
         await broker.drained()
 
-    assert effects(pg.url) == [7]
-    assert dead(pg) == []
+    assert effects(contended.url) == [7]
+    assert dead(contended) == []
 
 
-async def test_a_batch_is_run_again_as_a_whole(pg: Place) -> None:
-    conflict(pg.url, "the commit", times=1)
-    broker = pg.broker()
+async def test_a_batch_is_run_again_as_a_whole(contended: Place) -> None:
+    conflict(contended.url, "the commit", times=1)
+    broker = contended.broker()
     batches: list[list[int]] = []
 
     @broker.subscriber("orders", transactional=True, batch=True, retry_strategy=NoRetry())
@@ -116,13 +106,15 @@ async def test_a_batch_is_run_again_as_a_whole(pg: Place) -> None:
         await broker.drained()
 
     assert batches == [[1, 2, 3], [1, 2, 3]]
-    assert effects(pg.url) == [1, 2, 3]
-    assert dead(pg) == []
+    assert effects(contended.url) == [1, 2, 3]
+    assert dead(contended) == []
 
 
-async def test_what_always_conflicts_is_a_failure_in_the_end(pg: Place, caplog: pytest.LogCaptureFixture) -> None:
-    conflict(pg.url, "the commit", times=1_000, state="40P01")
-    broker = pg.broker()
+async def test_what_always_conflicts_is_a_failure_in_the_end(
+    contended: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    conflict(contended.url, "the commit", times=1_000, state="40P01")
+    broker = contended.broker()
 
     @broker.subscriber("orders", transactional=True, retry_strategy=NoRetry())
     async def handle(n: int, session: OutboxSession) -> None:
@@ -133,11 +125,11 @@ async def test_what_always_conflicts_is_a_failure_in_the_end(pg: Place, caplog: 
         async with running(broker, patience=30.0):
             await broker.drained()
 
-    (letter,) = dead(pg)
+    (letter,) = dead(contended)
     assert (letter.failure_reason, letter.attempts_count, letter.deliveries_count) == ("retry_terminal", 1, 1)
     assert "deadlock detected" in letter.last_exception
-    assert conflicts(pg.url) == TRIES
-    assert effects(pg.url) == []
+    assert conflicts(contended.url) == TRIES
+    assert effects(contended.url) == []
     (message,) = caplog.messages
     assert message.startswith("the transaction of message 1 in 'orders' has conflicted with others 10 times in a row")
 
@@ -160,10 +152,10 @@ def reactions() -> dict[str, tuple[Callable[[Exception], Exception], bool]]:
 
 
 @pytest.mark.parametrize("reaction", reactions())
-async def test_an_error_that_is_made_of_it_counts_unless_it_denies_that(pg: Place, reaction: str) -> None:
-    conflict(pg.url, "a statement of the handler's", times=1)
+async def test_an_error_that_is_made_of_it_counts_unless_it_denies_that(contended: Place, reaction: str) -> None:
+    conflict(contended.url, "a statement of the handler's", times=1)
     react, is_conflict = reactions()[reaction]
-    broker = pg.broker()
+    broker = contended.broker()
     attempts: list[int] = []
 
     @broker.subscriber("orders", transactional=True, retry_strategy=SOON)
@@ -176,15 +168,15 @@ async def test_an_error_that_is_made_of_it_counts_unless_it_denies_that(pg: Plac
 
     await broker.publish(7, "orders")
     async with running(broker):
-        await until(lambda: queued(pg, "orders"), [])
+        await until(lambda: queued(contended, "orders"), [])
 
     assert attempts == ([1, 1] if is_conflict else [1, 2])
-    assert effects(pg.url) == [7]
+    assert effects(contended.url) == [7]
 
 
-async def test_one_that_is_swallowed_is_an_ordinary_failure_and_loses_nothing(pg: Place) -> None:
-    conflict(pg.url, "a statement of the handler's", times=1)
-    broker = pg.broker()
+async def test_one_that_is_swallowed_is_an_ordinary_failure_and_loses_nothing(contended: Place) -> None:
+    conflict(contended.url, "a statement of the handler's", times=1)
+    broker = contended.broker()
     attempts: list[int] = []
 
     @broker.subscriber("orders", transactional=True, retry_strategy=SOON)
@@ -195,15 +187,15 @@ async def test_one_that_is_swallowed_is_an_ordinary_failure_and_loses_nothing(pg
 
     await broker.publish(7, "orders")
     async with running(broker):
-        await until(lambda: queued(pg, "orders"), [])
+        await until(lambda: queued(contended, "orders"), [])
 
     assert attempts == [1, 2]
-    assert effects(pg.url) == [7]
+    assert effects(contended.url) == [7]
 
 
-async def test_one_that_a_savepoint_took_back_is_the_handlers_own(pg: Place) -> None:
-    conflict(pg.url, "a statement of the handler's", times=1, state="40P01")
-    broker = pg.broker()
+async def test_one_that_a_savepoint_took_back_is_the_handlers_own(contended: Place) -> None:
+    conflict(contended.url, "a statement of the handler's", times=1, state="40P01")
+    broker = contended.broker()
     attempts: list[int] = []
 
     @broker.subscriber("orders", transactional=True, retry_strategy=SOON)
@@ -220,13 +212,13 @@ async def test_one_that_a_savepoint_took_back_is_the_handlers_own(pg: Place) -> 
         await broker.drained()
 
     assert attempts == [1]
-    assert effects(pg.url) == [-7]
+    assert effects(contended.url) == [-7]
 
 
 @pytest.mark.parametrize("vote", ["ack", "nack", "reject"])
-async def test_a_vote_of_the_run_that_is_undone_is_withdrawn(pg: Place, vote: str) -> None:
-    conflict(pg.url, "a statement of the handler's", times=1)
-    broker = pg.broker()
+async def test_a_vote_of_the_run_that_is_undone_is_withdrawn(contended: Place, vote: str) -> None:
+    conflict(contended.url, "a statement of the handler's", times=1)
+    broker = contended.broker()
     runs: list[tuple[object, object]] = []
 
     @broker.subscriber("orders", transactional=True, retry_strategy=NoRetry())
@@ -243,12 +235,12 @@ async def test_a_vote_of_the_run_that_is_undone_is_withdrawn(pg: Place, vote: st
     ((committed, session), (committed_again, session_again)) = runs
     assert (committed, committed_again) == (None, None)
     assert session is not session_again
-    assert effects(pg.url) == [7]
-    assert dead(pg) == queued(pg, "orders") == []
+    assert effects(contended.url) == [7]
+    assert dead(contended) == queued(contended, "orders") == []
 
 
-async def test_dependencies_and_middlewares_are_entered_and_left_for_each_run(pg: Place) -> None:
-    conflict(pg.url, "a statement of the handler's", times=2)
+async def test_dependencies_and_middlewares_are_entered_and_left_for_each_run(contended: Place) -> None:
+    conflict(contended.url, "a statement of the handler's", times=2)
     told: list[str] = []
 
     class Telling(BaseMiddleware):
@@ -267,7 +259,7 @@ async def test_dependencies_and_middlewares_are_entered_and_left_for_each_run(pg
         finally:
             told.append("close")
 
-    broker = pg.broker(middlewares=[Telling])
+    broker = contended.broker(middlewares=[Telling])
 
     @broker.subscriber("orders", transactional=True, retry_strategy=NoRetry())
     async def handle(n: int, session: OutboxSession, one: Annotated[int, Depends(dependency)]) -> None:
@@ -282,10 +274,10 @@ async def test_dependencies_and_middlewares_are_entered_and_left_for_each_run(pg
 
 
 async def test_the_log_of_errors_has_no_conflict_that_came_to_nothing(
-    pg: Place, caplog: pytest.LogCaptureFixture
+    contended: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    conflict(pg.url, "a statement of the handler's", times=2)
-    broker = pg.broker(logger=logging.getLogger("shop"))
+    conflict(contended.url, "a statement of the handler's", times=2)
+    broker = contended.broker(logger=logging.getLogger("shop"))
 
     @broker.subscriber("orders", transactional=True, retry_strategy=NoRetry())
     async def handle(n: int, session: OutboxSession) -> None:
@@ -296,27 +288,27 @@ async def test_the_log_of_errors_has_no_conflict_that_came_to_nothing(
         async with running(broker):
             await broker.drained()
 
-    assert effects(pg.url) == [7]
+    assert effects(contended.url) == [7]
     assert [record.message for record in caplog.records if record.levelno > logging.INFO] == []
 
 
-async def test_without_a_transaction_of_ours_it_is_an_ordinary_failure(pg: Place) -> None:
-    conflict(pg.url, "the commit", times=1)
-    broker = pg.broker()
+async def test_without_a_transaction_of_ours_it_is_an_ordinary_failure(contended: Place) -> None:
+    conflict(contended.url, "the commit", times=1)
+    broker = contended.broker()
     attempts: list[int] = []
 
     @broker.subscriber("orders", retry_strategy=SOON)
     async def handle(n: int, message: OutboxMessage) -> None:
         attempts.append(message.attempt)
-        async with AsyncSession(pg.engine) as session, session.begin():
+        async with AsyncSession(contended.engine) as session, session.begin():
             await has_effect(session, n)
 
     await broker.publish(7, "orders")
     async with running(broker):
-        await until(lambda: queued(pg, "orders"), [])
+        await until(lambda: queued(contended, "orders"), [])
 
     assert attempts == [1, 2]
-    assert effects(pg.url) == [7]
+    assert effects(contended.url) == [7]
 
 
 async def test_a_file_that_somebody_else_writes_to_is_a_conflict(place: Place) -> None:
@@ -352,16 +344,16 @@ async def test_a_file_that_somebody_else_writes_to_is_a_conflict(place: Place) -
 # The database's default isolation is serializable
 
 
-async def test_serializable_workers_that_all_update_one_row_end_every_message_once(pg: Place) -> None:
-    pg.run(
-        f'ALTER DATABASE "{pg.url.database}" SET default_transaction_isolation = serializable',
+async def test_serializable_workers_that_all_update_one_row_end_every_message_once(contended: Place) -> None:
+    contended.run(
+        f'ALTER DATABASE "{contended.url.database}" SET default_transaction_isolation = serializable',
         "CREATE TABLE counter (n integer)",
         "INSERT INTO counter VALUES (0)",
     )
-    pg.engine = pg.another_engine()
+    contended.engine = contended.another_engine()
     conflicting: list[object] = []
-    event.listen(pg.engine.sync_engine, "handle_error", conflicting.append)
-    broker = pg.broker()
+    event.listen(contended.engine.sync_engine, "handle_error", conflicting.append)
+    broker = contended.broker()
     attempts: list[int] = []
 
     @broker.publisher("done")
@@ -375,20 +367,20 @@ async def test_serializable_workers_that_all_update_one_row_end_every_message_on
 
     await broker.publish_batch(*range(200), queue="orders")
     async with running(broker, patience=60.0):
-        await until(lambda: queued(pg, "orders"), [], patience=50.0)
+        await until(lambda: queued(contended, "orders"), [], patience=50.0)
 
     assert conflicting, "they do get into each other's way"
     assert set(attempts) == {1}
-    assert effects(pg.url) == list(range(200))
-    assert sorted(map(int, queued(pg, "done"))) == list(range(200))
-    assert dead(pg) == []
-    with pg.sync_engine.connect() as connection:
+    assert effects(contended.url) == list(range(200))
+    assert sorted(map(int, queued(contended, "done"))) == list(range(200))
+    assert dead(contended) == []
+    with contended.sync_engine.connect() as connection:
         assert connection.execute(text("SELECT n FROM counter")).scalar_one() == 200
 
 
-async def test_a_conflict_does_not_outlast_the_time_that_a_handler_has(pg: Place) -> None:
-    conflict(pg.url, "the commit", times=1_000)
-    broker = pg.broker()
+async def test_a_conflict_does_not_outlast_the_time_that_a_handler_has(contended: Place) -> None:
+    conflict(contended.url, "the commit", times=1_000)
+    broker = contended.broker()
 
     @broker.subscriber("orders", transactional=True, handler_timeout=0.3, retry_strategy=NoRetry())
     async def handle(n: int, session: OutboxSession) -> None:
@@ -398,5 +390,5 @@ async def test_a_conflict_does_not_outlast_the_time_that_a_handler_has(pg: Place
     async with running(broker), asyncio.timeout(5):
         await broker.drained()
 
-    (letter,) = dead(pg)
+    (letter,) = dead(contended)
     assert letter.last_exception.startswith("TimeoutError")
