@@ -131,6 +131,9 @@ class MemoryStore:
             _transaction(session).add(partial(self._rows.pop, row.id, None))
         return {row.id for row in ours}
 
+    def is_conflict(self, error: Exception) -> bool:
+        return False  # nobody waits for anybody here
+
     @property
     def dead_letters(self) -> list[MemoryDeadLetter]:
         """By id, oldest first."""

@@ -212,6 +212,9 @@ class Store(Protocol):
         If one was not, the caller rolls back: what its handler wrote is somebody else's to write.
         """
 
+    def is_conflict(self, error: Exception) -> bool:
+        """Whether *error* is the database's choice of one transaction among several, so that another try may go well."""
+
     async def cancel_timer(self, queue: str, timer_id: str, session: object | None) -> bool:
         """Delete the live timer unless a worker holds it; say whether there was one."""
 

@@ -9,6 +9,7 @@ from outbox_core.faststream import (
 )
 from outbox_core.faststream.annotations import OutboxMessage
 from outbox_core.retry import ConstantRetry, ExponentialRetry, LinearRetry, NoRetry
+from outbox_sqlalchemy.annotations import OutboxSession
 from outbox_sqlalchemy.broker import OutboxBroker
 from outbox_sqlalchemy.inbox import Inbox
 from outbox_sqlalchemy.store import SqlAlchemyStore
@@ -19,6 +20,7 @@ from outbox_sqlalchemy.tables import (
     make_outbox_table,
     make_outbox_tables,
 )
+from outbox_sqlalchemy.transaction import TransactionMiddleware
 
 __all__ = [
     "ConstantRetry",
@@ -32,9 +34,11 @@ __all__ = [
     "OutboxResponse",
     "OutboxRoute",
     "OutboxRouter",
+    "OutboxSession",
     "OutboxTables",
     "SqlAlchemyStore",
     "TestOutboxBroker",
+    "TransactionMiddleware",
     "make_dlq_table",
     "make_inbox_table",
     "make_outbox_table",

@@ -93,8 +93,7 @@ def place_of(session: Session | Connection) -> Connection | Engine:
     bind = session if isinstance(session, Connection) else session.get_bind()
     if isinstance(bind, Connection):
         return _usable(bind)
-    if _is_set_to_autocommit(bind):
-        raise NoTransaction(_AUTOCOMMIT)
+    _refuse_autocommit(bind)
     return bind
 
 
@@ -155,6 +154,17 @@ def check_same_database(connection: Connection | Engine, engine: AsyncEngine | N
             f"the session is on {describe(connection.engine.url)}, the broker on {describe(engine.url)}; "
             "publish on a session of the broker's database, or make a broker for this one"
         )
+
+
+def check_engine(theirs: Engine, ours: AsyncEngine | None) -> None:
+    """Whether messages of the broker with the engine *ours* can be completed in sessions on *theirs*, before there is one."""
+    _refuse_autocommit(theirs)
+    check_same_database(theirs, ours)
+
+
+def _refuse_autocommit(place: Engine) -> None:
+    if _is_set_to_autocommit(place):
+        raise NoTransaction(_AUTOCOMMIT)
 
 
 def describe(url: URL) -> str:

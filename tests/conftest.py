@@ -10,6 +10,7 @@ from sqlalchemy import URL, MetaData, create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from outbox_sqlalchemy import make_outbox_tables
+from tests.conflicts import make_effects
 from tests.databases import execute, postgres_database, postgres_server, with_driver
 from tests.parallel import ALONE, Scheduler
 from tests.places import Place
@@ -120,5 +121,15 @@ async def both(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
     else:
         place = Place(request.getfixturevalue("shared_database"), request.param)
         place.run("TRUNCATE outbox, outbox_dlq, outbox_queues RESTART IDENTITY")
+    yield place
+    await place.close()
+
+
+@pytest.fixture
+async def contended(database: URL, driver: str) -> AsyncIterator[Place]:
+    """An outbox on PostgreSQL with each driver, in a database of its own, with the handlers' table of `tests.conflicts`."""
+    place = Place(database, driver)
+    place.metadata.create_all(place.sync_engine)
+    make_effects(database)
     yield place
     await place.close()

@@ -109,7 +109,7 @@ class Rehearsal:
         if any(call.handler._wrapped_call is None for call in subscriber.calls):
             subscriber._build_fastdepends_model()  # it has never been started
         raw = batch if subscriber.options.batch else batch[0]
-        if not subscriber._config.transactional:
+        if not subscriber.transactional:
             return await subscriber.process_message(raw)
         answer: Response | None = None
 
@@ -239,3 +239,6 @@ class RowlessStore:
 
     async def complete(self, deliveries: Sequence[Delivery], session: object) -> set[int]:
         return {delivery.id for delivery in deliveries}
+
+    def is_conflict(self, error: Exception) -> bool:
+        return self._store is not None and self._store.is_conflict(error)

@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
 from typing import Any, cast
 
@@ -32,9 +33,11 @@ from outbox_core.faststream.config import (
     OutboxSubscriberConfig,
     OutboxSubscriberSpecificationConfig,
 )
+from outbox_core.faststream.conflicts import Conflicted, ConflictMiddleware
 from outbox_core.faststream.message import OutboxMessage, decode_batch, decode_body, parse_batch, parse_message
 from outbox_core.faststream.publisher import ReplyPublisher
 from outbox_core.faststream.replies import HeaderPropagation, Replies
+from outbox_core.faststream.transaction import transaction_middleware
 from outbox_core.message import Delivery
 from outbox_core.options import check_timeout
 from outbox_core.pull import Puller
@@ -95,7 +98,9 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         self._config = config
         self._consumer: Consumer | Puller | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self.transactional = config.transactional
         self._transaction: Transaction | None = None
+        self._turn: asyncio.Lock | None = None  # of those whose transactions have lost against others
         self._built = 0  # handlers that are ready to be called
 
     @property
@@ -116,9 +121,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
             return
         worker = self._outer_config.worker
         if worker is None:
-            raise NotStarted(
-                f"subscriber of {', '.join(self.queues)} has no database; create the broker with an engine"
-            )
+            raise NotStarted(f"{self._name} has no database; create the broker with an engine")
         await worker.start(self.served_queues)
         consumer = self.make_consumer() if self.calls else self._make_puller()
         await super().start()
@@ -134,12 +137,13 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
     def make_consumer(self) -> Consumer:
         """Its handlers as the engine sees them, ready to be called; nothing is consumed yet."""
         self.ack_policy = self._config.ack_policy  # again, since routers are included after their subscribers are made
-        if self._config.transactional and self.ack_policy is AckPolicy.ACK_FIRST:
-            raise OptionError(
-                f"subscriber of {', '.join(self.queues)} cannot be transactional with AckPolicy.ACK_FIRST, which completes "
-                "a message before its handler runs; choose one"
-            )
         self._build_fastdepends_model()
+        self._turn = asyncio.Lock()
+        if self.transactional and self.ack_policy is AckPolicy.ACK_FIRST:
+            raise OptionError(
+                f"{self._name} cannot be transactional with AckPolicy.ACK_FIRST, which completes a message before its "
+                "handler runs; choose one"
+            )
         return Consumer(
             replace(
                 self.options,
@@ -161,8 +165,35 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         self._built = len(self.calls)
         for call in self.calls:  # called as a plain function, a handler is what its author wrote
             call.handler._composed_call = call.handler._declared_call
-        if injection is not None and self._config.transactional:
-            self._transaction = injection.transaction([call.handler._declared_call for call in self.calls])
+        self._find_transaction()
+
+    def _find_transaction(self) -> None:
+        """Whether its handlers run in a transaction, and what opens that, if it is not the store."""
+        middleware = transaction_middleware(self._outer_config.broker_middlewares, self._name)
+        if middleware is not None and self._config.transactional:
+            raise OptionError(f"{self._name} has transactional=True and a TransactionMiddleware; choose one")
+        self.transactional = self._config.transactional or middleware is not None
+        self._transaction = self._dependency()
+        if middleware is None:
+            return
+        if self._transaction is not None:
+            raise OptionError(
+                f"the handlers of {self._name} depend on a session, and a TransactionMiddleware opens another one; keep the "
+                "dependency, with transactional=True, or the middleware"
+            )
+        middleware.check(self._outer_config.store)
+        self._transaction = middleware.open
+
+    def _dependency(self) -> Transaction | None:
+        """What the handlers depend on, and have opened where their arguments are found."""
+        injection = self._outer_config.injection
+        if injection is None or not self.transactional:
+            return None
+        return injection.transaction([call.handler._declared_call for call in self.calls])
+
+    @property
+    def _name(self) -> str:
+        return f"subscriber of {', '.join(self.queues)}"
 
     async def stop(self) -> None:
         """Drain: give back what has not begun, and wait for the rest up to the broker's `graceful_timeout`."""
@@ -184,19 +215,25 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         deliveries: Sequence[Delivery] = msg if self.options.batch else (msg,)
         if len(self.calls) != self._built:  # a handler was added since the start
             self._build_fastdepends_model()
+        conflict: Exception | None = None
         try:
             response = await super().process_message(msg)
         except HandlerException as raised:
             vote_of_exception(self.ack_policy, raised, deliveries)
             return ensure_response(None)
+        except Conflicted as conflicted:
+            conflict = conflicted.error
         except BaseException:  # of a timeout too; a handler that is cut by a stop is given back, whatever its vote
             vote_after_failure(self.ack_policy, deliveries)
             raise
+        if conflict is not None:
+            vote_after_failure(self.ack_policy, deliveries)
+            raise conflict
         vote_after_return(self.ack_policy, deliveries)
         return response
 
     async def _handle(self, batch: Sequence[Delivery]) -> None:
-        process = self._process_in_transaction if self._config.transactional else self._process
+        process = self._process_in_transaction if self.transactional else self._process
         try:
             await process(batch)
         except StopConsume:
@@ -212,7 +249,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
     async def _process_in_transaction(self, batch: Sequence[Delivery]) -> None:
         """Handler, what it publishes, and the end of its message are committed together, or none of them."""
         assert self._outer_config.store is not None, "a consumer has a store"
-        await in_transaction(self._outer_config.store, batch, self._process, self._transaction)
+        await in_transaction(self._outer_config.store, batch, self._process, self._transaction, self._turn)
 
     def _stop_soon(self, raised: str) -> None:
         """Start nothing more, and drain from outside: a slot that waited for its own end would wait for ever."""
@@ -227,7 +264,12 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
     @property
     def _broker_middlewares(self) -> Sequence[Any]:
         middlewares = self._outer_config.broker_middlewares
-        return [HeaderPropagation, *middlewares] if self._config.propagate_inbound_headers else middlewares
+        if self._config.propagate_inbound_headers:
+            middlewares = [HeaderPropagation, *middlewares]
+        store = self._outer_config.store
+        if self.transactional and store is not None:
+            middlewares = [partial(ConflictMiddleware, is_conflict=store.is_conflict), *middlewares]
+        return middlewares
 
     def _publish_replies_inside(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """FastStream publishes a reply after the handler's dependencies have closed, and its session with them."""
@@ -266,7 +308,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
         return Puller(replace(self.options, queues=self.served_queues, last_exception_renderer=renderer))
 
     def _pulled(self) -> Puller:
-        name = f"subscriber of {', '.join(self.queues)}"
+        name = self._name
         if self.calls:
             raise CannotPull(f"{name} has handlers, which get its messages; pull from one without a handler")
         if self.options.batch or self._config.transactional:

@@ -1,6 +1,7 @@
 """Why a database refused a statement or a login, read from a driver's own exception: asyncpg's, psycopg's, sqlite3's."""
 
 import re
+from collections.abc import Iterator
 
 # PostgreSQL's "undefined table", "undefined column", "datatype mismatch" and "invalid schema name"; SQLite says it in words.
 _SCHEMA_STATES = {"42P01", "42703", "42804", "3F000"}
@@ -8,6 +9,8 @@ _SCHEMA_WORDS = ("no such table", "has no column named", "no such column", "does
 _LOGIN_STATES = ("28", "3D", "53", "57P")  # no such login, no such database, too many connections, shutting down
 _ABORTED_STATE = "25P02"
 _FORBIDDEN_STATE = "42501"
+_CONFLICT_STATES = {"40001", "40P01"}  # serialization failure, deadlock
+_SQLITE_BUSY, _SQLITE_LOCKED = 5, 6  # the low byte of its codes; the rest says more, such as SQLITE_BUSY_SNAPSHOT
 _READ_ONLY_STATE = "25006"
 _READ_ONLY_WORDS = "readonly database"
 
@@ -50,6 +53,36 @@ def is_read_only(cause: BaseException) -> bool:
 def is_aborted(cause: BaseException) -> bool:
     """Whether an earlier error has ended the transaction for all but a rollback, as PostgreSQL has it."""
     return sqlstate(cause) == _ABORTED_STATE
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether *error*, or what it was raised from or beside, is the database's choice of one transaction among several.
+
+    Here every layer counts, the user's own exceptions too: the transaction is over, whatever is made of that. An error that
+    is raised `from None` says that it has nothing to do with it.
+    """
+    return any(_is_conflict(one) for one in _everything_in(error))
+
+
+def _is_conflict(cause: BaseException) -> bool:
+    code = getattr(cause, "sqlite_errorcode", None)
+    return sqlstate(cause) in _CONFLICT_STATES or (
+        isinstance(code, int) and code & 0xFF in (_SQLITE_BUSY, _SQLITE_LOCKED)
+    )
+
+
+def _everything_in(error: BaseException) -> Iterator[BaseException]:
+    """*error*, what led to it as a traceback would show it, and the members of groups; each once."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        before = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+        waiting += [] if before is None else [before]
+        waiting += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
 
 
 def first_line(cause: BaseException) -> str:

@@ -17,6 +17,7 @@ from outbox_core.errors import InvalidMessage, SchemaMismatch
 from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
 from outbox_core.outcome import Release
 from outbox_core.schema import Tables
+from outbox_core.sql import refusals
 from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
 from outbox_core.store import (
     Armed,
@@ -122,6 +123,9 @@ class SqlStore(ABC):
 
     async def cancel_timer(self, queue: str, timer_id: str, session: object | None) -> bool:
         return bool(await self._one(lambda dialect: dialect.cancel_timer(queue, timer_id), session))
+
+    def is_conflict(self, error: Exception) -> bool:
+        return refusals.is_conflict(error)
 
     # Operating
 

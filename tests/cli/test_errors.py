@@ -48,7 +48,7 @@ def ends(arguments: list[str]) -> int:
         (["pause", NOBODY, "a,b"], 2, "must be one queue, got 'a,b'"),
         (["work", NOBODY], 2, "work needs module:broker, since handlers are code; got a URL"),
         (["ddl", "--dialect", "oracle"], 2, "invalid choice: 'oracle'"),
-        (["ddl", "--grants"], 2, "--grants needs at least one of --publisher, --worker and --operator"),
+        (["ddl", "--grants"], 2, "--grants needs at least one of --publisher, --worker, --operator and --receiver"),
         (["ddl", "--publisher", "shop"], 2, "are about --grants, which is not given"),
         (
             ["ddl", "--grants", "--worker", "w", "--dialect", "sqlite"],
@@ -81,7 +81,7 @@ def test_a_database_without_tables_is_a_misfit(lite_shop: Shop) -> None:
 
     assert (done.code, done.out) == (78, "")
     assert done.err == (
-        "outbox stats: outbox does not fit this version: no such table: outbox; create or migrate it before publishing\n"
+        "outbox stats: outbox does not fit this version: no such table: outbox; create or migrate it first\n"
     )
 
 

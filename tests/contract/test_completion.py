@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from outbox_core.completion import in_transaction
+from outbox_core.completion import TRIES, in_transaction
 from outbox_core.envelope import compose
-from outbox_core.events import Event, LeaseLost, Settled
+from outbox_core.events import Event, Handled, LeaseLost, Settled
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
-from outbox_core.outcome import Ack, Nack, Reject, Snooze, Vote
-from outbox_core.retry import ConstantRetry
+from outbox_core.outcome import Ack, Nack, Reject, Retry, Snooze, Vote
+from outbox_core.retry import ConstantRetry, NoRetry
 from outbox_core.slots import Consumer
 from outbox_core.store import Store
 from tests.contract.conftest import Work
@@ -317,6 +317,7 @@ class Unlucky:
     def __init__(self, store: Store, failures: int) -> None:
         self._store = store
         self.complete = store.complete
+        self.is_conflict = store.is_conflict
         self._failures = failures
 
     @asynccontextmanager
@@ -342,6 +343,114 @@ async def test_a_failed_commit_is_retried(outbox: Outbox, work: Work) -> None:
     assert attempts == [0, 1, 2]
     assert await outbox.dead_letters() == []
     assert bodies(await outbox.pending("mails")) == ["a"]
+
+
+# Conflicts
+
+
+class Chosen(Exception):
+    """What a database says whose choice was another transaction."""
+
+
+class Contended:
+    """A store whose first transactions lose against others, at their commit or while the handler runs."""
+
+    def __init__(self, store: Store, losses: int) -> None:
+        self._store = store
+        self.complete = store.complete
+        self.losses = losses
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[object]:
+        async with self._store.transaction() as session:
+            yield session
+            self.contend()
+
+    def contend(self) -> None:
+        if self.losses:
+            self.losses -= 1
+            raise Chosen
+
+    def is_conflict(self, error: Exception) -> bool:
+        return isinstance(error, Chosen)
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["alone", "batch"])
+async def test_a_transaction_that_lost_against_another_is_run_again_and_nothing_has_failed(
+    outbox: Outbox, work: Work, batch: bool
+) -> None:
+    runs: list[tuple[int, int, Vote | None]] = []
+    events: list[Event] = []
+    store = Contended(outbox.store, 3)
+
+    async def handle(batch: Sequence[Delivery]) -> None:
+        runs.extend((delivery.attempts, delivery.deliveries, delivery.vote) for delivery in batch)
+        await publishing(outbox)(batch)
+
+    await outbox.publish(compose("a", "orders"))
+    await work(transactional(store, handle, batch=batch), observers=[events.append])  # type: ignore[arg-type]  # as above
+
+    await until(lambda: Settled(1, ()) in events)
+    assert runs == [(0, 0, None)] * 4
+    assert bodies(await outbox.pending()) == ["a"]
+    assert await outbox.dead_letters() == []
+    assert [event.outcome for event in events if isinstance(event, Handled)] == [Ack()]
+
+
+async def test_a_vote_before_the_loss_is_withdrawn(outbox: Outbox, work: Work) -> None:
+    store = Contended(outbox.store, 2)
+
+    async def handle(batch: Sequence[Delivery]) -> None:
+        batch[0].cast(Reject() if store.losses else Ack())
+        store.contend()
+        await publishing(outbox)(batch)
+
+    await outbox.publish(compose("a", "orders"))
+    await work(transactional(store, handle))  # type: ignore[arg-type]  # as above
+
+    await until(lambda: mailed(outbox, ["a"]))
+    assert await outbox.pending("orders") == []
+    assert await outbox.dead_letters() == []
+
+
+@pytest.mark.parametrize("outbox", ["memory", "psycopg"], indirect=True)
+async def test_who_loses_every_time_has_failed(outbox: Outbox, work: Work, caplog: pytest.LogCaptureFixture) -> None:
+    runs: list[int] = []
+
+    async def handle(batch: Sequence[Delivery]) -> None:
+        runs.append(batch[0].attempts)
+        await publishing(outbox)(batch)
+
+    await outbox.publish(compose("a", "orders"))
+    with caplog.at_level(logging.WARNING, "outbox"):
+        await work(transactional(Contended(outbox.store, 1_000_000), handle, retry_strategy=NoRetry()))  # type: ignore[arg-type]  # as above
+        await until(lambda: all_gone(outbox))
+
+    (letter,) = await outbox.dead_letters()
+    assert (letter.reason, letter.error, letter.attempts) == ("retry_terminal", "Chosen: ", 1)
+    assert len(runs) >= TRIES
+    assert set(runs) == {0}
+    assert await outbox.pending("mails") == []
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_who_lost_its_lease_while_it_waited_does_not_run_again(outbox: Outbox, work: Work) -> None:
+    runs: list[str] = []
+    events: list[Event] = []
+
+    async def handle(batch: Sequence[Delivery]) -> None:
+        runs.extend(bodies(batch))
+        batch[0].lease_lost = True  # as the settler says when it cannot extend it
+        raise Chosen
+
+    await outbox.publish(compose("a", "orders"))
+    await work(transactional(Contended(outbox.store, 0), handle), observers=[events.append])  # type: ignore[arg-type]  # as above
+
+    await until(lambda: [event for event in events if isinstance(event, Handled)])
+    assert runs[0] == "a"
+    assert await outbox.pending("mails") == []
+    (handled,) = [event for event in events if isinstance(event, Handled)][:1]
+    assert handled.outcome == Retry(0.0, failed=False)
 
 
 # Leases
@@ -419,6 +528,7 @@ class Slow:
         self._store = store
         self._seconds = seconds
         self.transaction = store.transaction
+        self.is_conflict = store.is_conflict
 
     async def complete(self, deliveries: Sequence[Delivery], session: object) -> set[int]:
         ours = await self._store.complete(deliveries, session)

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import pytest
-from fastapi import Depends, FastAPI, Request
+from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from faststream.exceptions import RejectMessage
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
 
+from outbox_core.errors import OptionError
 from outbox_fastapi import OutboxBroker, OutboxMessage, OutboxResponse, OutboxRouter
-from outbox_sqlalchemy import ConstantRetry
+from outbox_sqlalchemy import ConstantRetry, NoRetry, TransactionMiddleware
+from tests.conflicts import POINTS, Point, conflict, effects
 from tests.places import Place, until
 
 SOON = ConstantRetry(delay_seconds=0.01)
@@ -73,6 +75,11 @@ async def write(session: AsyncSession | AsyncConnection, body: int) -> None:
 @pytest.fixture
 def app(both: Place) -> Application:
     return Application(both)
+
+
+@pytest.fixture
+def contended_app(contended: Place) -> Application:
+    return Application(contended)
 
 
 async def test_one_commit_ends_all_of_it(app: Application, written: Callable[[], list[int]]) -> None:
@@ -323,3 +330,114 @@ async def test_without_transactional_a_response_on_the_session_is_committed_with
     async with app.running():
         await until(written, [2])
         await until(app.queued, {"mails": ["attempt 2"]})
+
+
+# Conflicts with other transactions
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_transaction_that_lost_against_another_is_run_again_as_a_whole(
+    contended_app: Application, point: Point
+) -> None:
+    app, router, url = contended_app, contended_app.router, contended_app.place.url
+    conflict(url, point, times=2)
+    sessions: list[tuple[AsyncSession, bool, int]] = []
+    done: list[str] = []
+
+    @router.publisher("replies")
+    @router.subscriber("orders", transactional=True, retry_strategy=NoRetry())
+    async def handle(
+        body: int,
+        message: OutboxMessage,
+        tasks: BackgroundTasks,
+        session: Annotated[AsyncSession, Depends(app.session)],
+    ) -> OutboxResponse:
+        sessions.append((session, message.session is session, message.attempt))
+        await session.execute(text("INSERT INTO effects (n) VALUES (:n)"), {"n": body})
+        await router.broker.publish(body, "mails")
+        if point == "a statement of the handler's":
+            tasks.add_task(done.append, "in the background")
+        return OutboxResponse(body, queue="chosen", session=session)
+
+    await router.broker.publish(7, "orders", reply_to="answers")
+    async with app.running():
+        await until(lambda: effects(url), [7])
+
+    assert [(same, attempt) for _, same, attempt in sessions] == [(True, 1)] * 3
+    assert len({id(session) for session, _, _ in sessions}) == 3
+    assert app.queued() == {"mails": ["7"], "chosen": ["7"], "replies": ["7"], "answers": ["7"]}
+    assert app.place.rows(app.place.tables.dead_letters) == []
+    assert done == (["in the background"] if point == "a statement of the handler's" else [])
+
+
+@pytest.mark.parametrize("keeps_it", [False, True], ids=["raised as another", "kept"])
+async def test_a_conflict_is_one_whatever_the_sessions_dependency_makes_of_it(
+    contended_app: Application, keeps_it: bool
+) -> None:
+    app, url = contended_app, contended_app.place.url
+    conflict(url, "the commit", times=1)
+    attempts: list[int] = []
+
+    async def translating() -> AsyncIterator[AsyncSession]:
+        async with app.sessions() as session:
+            try:
+                yield session
+                await session.commit()
+            except Exception as error:
+                await session.rollback()
+                if not keeps_it:
+                    raise RuntimeError("the shop is closed") from error
+
+    @app.router.subscriber("orders", transactional=True, retry_strategy=SOON)
+    async def handle(body: int, message: OutboxMessage, session: Annotated[AsyncSession, Depends(translating)]) -> None:
+        attempts.append(message.attempt)
+        await session.execute(text("INSERT INTO effects (n) VALUES (:n)"), {"n": body})
+
+    await app.router.broker.publish(7, "orders")
+    async with app.running():
+        await until(lambda: effects(url), [7])
+
+    assert attempts == [1, 1]
+    assert app.queued() == {}
+
+
+# Sessions of a factory
+
+
+async def test_a_middleware_may_open_the_session(app: Application, written: Callable[[], list[int]]) -> None:
+    app.router = OutboxRouter(
+        app.place.engine,
+        outbox_table=app.place.tables,
+        logger=None,
+        middlewares=[TransactionMiddleware(async_sessionmaker(app.place.engine, info={"mine": True}))],
+    )
+
+    @app.router.publisher("replies")
+    @app.router.subscriber("orders")
+    async def handle(body: int, message: OutboxMessage) -> int:
+        assert message.session.info == {"mine": True}
+        await write(message.session, body)
+        return body
+
+    await app.router.broker.publish(7, "orders")
+    async with app.running():
+        await until(written, [7])
+        await app.router.broker.drained()
+        assert app.commits == 1
+    assert app.queued() == {"replies": ["7"]}
+
+
+async def test_a_middleware_beside_a_session_that_the_handler_depends_on_is_refused(app: Application) -> None:
+    app.router = OutboxRouter(
+        app.place.engine,
+        outbox_table=app.place.tables,
+        logger=None,
+        middlewares=[TransactionMiddleware(app.sessions)],
+    )
+
+    @app.router.subscriber("orders")
+    async def handle(body: int, session: Annotated[AsyncSession, Depends(app.session)]) -> None: ...
+
+    with pytest.raises(OptionError, match="depend on a session, and a TransactionMiddleware opens another one"):
+        async with app.running():
+            pass

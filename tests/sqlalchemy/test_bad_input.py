@@ -67,7 +67,7 @@ async def test_a_connection_that_was_never_opened_is_refused(place: Place) -> No
         await place.broker().publish(1, "orders", session=place.engine.connect())
 
     assert str(caught.value) == (
-        'the connection was never opened; publish inside "async with engine.begin() as connection"'
+        'the connection was never opened; use it inside "async with engine.begin() as connection"'
     )
 
 
@@ -166,7 +166,7 @@ async def test_an_async_session_in_a_sync_publish_is_told_where_to_go(either: Pl
                 broker.publish_sync(1, "orders", session=wrong)
             assert str(caught.value) == (
                 f"session must be a Session or Connection, got {name}; "
-                "use await publish(...) with an asynchronous session"
+                "use await publish(...) or receive(...) with an asynchronous session"
             )
 
     assert either.rows() == []
