@@ -5,8 +5,8 @@ one is as good as a pool of fifty.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from copy import copy
 from functools import cached_property, partial
 
@@ -31,6 +31,7 @@ from outbox_core.store import Listener, OnCommit
 from outbox_sqlalchemy.commits import after_commit
 from outbox_sqlalchemy.connections import OwnConnection
 from outbox_sqlalchemy.listen import listen_on
+from outbox_sqlalchemy.poolers import look_out
 from outbox_sqlalchemy.sessions import (
     asynchronous,
     check_same_database,
@@ -73,9 +74,15 @@ class SqlAlchemyStore(SqlStore):
         work = partial(self._run_on, make)
         if session is not None:
             return await use_async(session, work)
-        try:
+        with self._outages():
             async with self._engine.begin() as connection:
                 return await connection.run_sync(work)
+
+    @contextmanager
+    def _outages(self) -> Iterator[None]:
+        """Raise `DatabaseUnavailable` for what says that nobody answers, or not to us."""
+        try:
+            yield
         except (OSError, InterfaceError, OperationalError) as error:
             raise self._unavailable(error) from error
         except Exception as error:
@@ -129,6 +136,16 @@ class SqlAlchemyStore(SqlStore):
 
     # Connections of a worker's own
 
+    async def _look(self, make: Maker) -> Sequence[Sequence[Row]]:
+        if self._engine.dialect.name == "sqlite":  # one in memory is nowhere but in its pool
+            return await super()._look(make)
+        connection = await self._connect()
+        try:
+            with self._outages():
+                return await connection.sqlalchemy.run_sync(partial(self._run_on, make))
+        finally:
+            await connection.close()
+
     async def open(self) -> "SqlAlchemyExecutor":
         engine = self._engine
         if engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:"):
@@ -160,8 +177,11 @@ class SqlAlchemyStore(SqlStore):
         With `listen_dsn` straight to the database: a sleeping worker holds session locks, which a pooler would leak.
         """
         if self._listen_dsn is None:
-            return _beside_its_pool(self._engine)
-        return create_async_engine(self._listen_dsn, poolclass=NullPool)
+            engine = _beside_its_pool(self._engine)
+        else:
+            engine = create_async_engine(self._listen_dsn, poolclass=NullPool)
+        look_out(engine.sync_engine.pool)
+        return engine
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
         why = first_line(_driver_error(error))
@@ -175,6 +195,7 @@ class SqlAlchemyExecutor:
 
     def __init__(self, connection: OwnConnection) -> None:
         self._connection = connection
+        self.keeps_settings = not connection.pooled
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
         async with asyncio.timeout(DEADLINE):
