@@ -3,10 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 DSN ?=
-# Further requirements for the environment, such as REQUIRE='SQLAlchemy<2.1'.
+# The dependency groups in the environment; the tests alone need GROUPS=test.
+GROUPS ?= test lint bench
+# Further requirements for the environment, such as REQUIRE="SQLAlchemy<2.1 Django<6".
 REQUIRE ?=
 # Further arguments for pytest, such as ARGS='-x tests/core'.
 ARGS ?=
+# How many processes run the tests; 0 runs them in this one, for a debugger or to see what they print.
+PROCESSES ?= auto
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -24,12 +28,12 @@ demo: $(READY) ## Run two examples while their workers are killed; DSN=postgresq
 	$(BIN)/python docs/examples/shop/demo.py --dsn '$(DSN)'
 
 .PHONY: test
-test: $(READY) ## Run the whole suite; OUTBOX_TEST_POSTGRES names a server, otherwise it brings its own
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## Run the whole suite, a process for each core; OUTBOX_TEST_POSTGRES names a server, otherwise it brings its own
+	$(BIN)/python -m pytest -n $(PROCESSES) $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(READY) ## Run what needs no server: the core, and the contract on memory and SQLite
-	$(BIN)/python -m pytest tests/core tests/contract -k 'not postgres and not asyncpg and not psycopg' $(ARGS)
+	$(BIN)/python -m pytest tests/core tests/contract -k 'not postgres and not asyncpg and not psycopg' -n $(PROCESSES) $(ARGS)
 
 .PHONY: check
 check: lint test smoke ## Run what CI runs: lint, the suite, the benchmarks' smoke run
@@ -66,5 +70,5 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[sqlalchemy,asyncpg,psycopg,sqlite,django,fastapi]' \
-		--group test --group lint --group bench $(if $(REQUIRE),'$(REQUIRE)')
+		$(addprefix --group ,$(GROUPS)) $(foreach one,$(REQUIRE),'$(one)')
 	@touch $@

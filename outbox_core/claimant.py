@@ -15,6 +15,7 @@ class Claimant(Protocol):
     """What the claimer and the worker ask of it. Everything but `stop` answers at once."""
 
     options: ConsumerOptions
+    longest_run: int  # messages of one key that it can take at once
     more: bool  # whether the last claim left messages behind
     leaving: asyncio.Lock  # held while it is drained
 
@@ -25,6 +26,9 @@ class Claimant(Protocol):
     @property
     def attended(self) -> bool:
         """Whether anybody takes what is claimed; while not, its queues are left alone, and it counts as drained."""
+
+    def running(self) -> list[Delivery]:
+        """Those whose handler has begun, or which are in somebody's hands; from any thread."""
 
     def start(
         self, settler: Settler, isolation: Isolation, *, observe: Observer | None, need: Callable[[], None]

@@ -1,6 +1,6 @@
 """How much is claimed, from which queue, and when to look again.
 
-    room of the claimants --plan--> wants --claim--> deliveries --> claimants
+    room of the claimants --plan--> wants --claim, claim_keyed--> deliveries --> claimants
                                                   \\--nothing--> linger | arm | sleep until due, told or polled
 
 While messages come quickly the claimer looks every few milliseconds and publishers notify nobody; when they stop coming
@@ -10,11 +10,12 @@ that catches everything else (docs/decisions/0002-wake-ups.md).
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from math import ceil
 from time import monotonic
+from typing import NamedTuple
 
 from outbox_core.claimant import Claimant
 from outbox_core.events import Claimed, Observer
@@ -22,7 +23,7 @@ from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
 from outbox_core.outcome import Release
 from outbox_core.settler import Settler
-from outbox_core.store import Armed, Band, Link, Survey, Want
+from outbox_core.store import Armed, Band, KeyClaim, KeyWant, Link, Survey, Want
 from outbox_core.waiting import within
 
 logger = logging.getLogger("outbox")
@@ -31,6 +32,8 @@ GLANCE = 0.005  # seconds between looks while messages keep coming
 QUIET = 0.02  # seconds without one after which they no longer do
 PUBLISHING_PAUSE = 0.02  # seconds, while a transaction that will not notify is open
 PROXIED_PAUSE = 0.25  # seconds, while publishers notify for another worker's sake
+KEYED = 10.0  # seconds for which a queue is asked for messages with a key after it had some
+BARREN = 0.25  # seconds for which thousands of keys in a row that had nothing to claim are not passed again
 SURVEY_EVERY = 1.0  # seconds, at least: paused queues, new priorities, and rows below the low-water mark
 MAX_UNSETTLED = 5_000  # outcomes; more would only wait for the database
 
@@ -50,9 +53,11 @@ class Claimer:
         self._since: dict[Band, datetime] = {}
         self._hot: set[str] = set()
         self._turn = 0
+        self._keyed_first = True
         self._surveyed = 0.0
         self._known: frozenset[str] = frozenset()  # the queues that were surveyed
-        self._due_in: float | None = None
+        self._due_at: float | None = None
+        self._keys = _Keys()
         self._found_at = 0.0
         self._found_before = 0.0
         self._armed: Armed | None = None
@@ -176,8 +181,11 @@ class Claimer:
             if band.queue in bands and band.priority not in bands[band.queue]:
                 bands[band.queue].append(band.priority)
         self._bands = {queue: sorted(priorities, reverse=True) for queue, priorities in bands.items()}
-        self._paused, self._due_in = survey.paused, survey.due_in
+        self._paused = survey.paused
+        self._due_at = None if survey.due_in is None else monotonic() + survey.due_in
         self._since.clear()
+        if self._keys.seen(survey.keyed):
+            self._wake.set()  # for they were not asked for in the last claim
 
     async def _survey_attended(self) -> Survey:
         """Again if somebody came meanwhile whose queues were not part of it."""
@@ -198,20 +206,50 @@ class Claimer:
         return found
 
     async def _claim_group(self, group: Sequence[Claimant], lease: float) -> int:
+        """Messages without a key and messages with one, each kind first in turn, since the first may take all the room."""
+        for claimant in group:
+            claimant.more = False
+        self._keyed_first = not self._keyed_first
+        if self._keyed_first:
+            return await self._claim_keyed(group, lease) + await self._claim_unkeyed(group, lease)
+        return await self._claim_unkeyed(group, lease) + await self._claim_keyed(group, lease)
+
+    async def _claim_unkeyed(self, group: Sequence[Claimant], lease: float) -> int:
         wants = self._plan(group)
         if not wants:
-            for claimant in group:
-                claimant.more = False
             return 0
         total = sum(claimant.room() for claimant in group)
         sent = monotonic()
         deliveries = await self._keeper.call(lambda link: link.claim(wants, total=total, lease=lease))
-        self._settler.hold(deliveries, lease=lease, since=sent)
         self._learn(wants, deliveries, group)
+        self._take_over(deliveries, lease, sent)
+        return len(deliveries)
+
+    async def _claim_keyed(self, group: Sequence[Claimant], lease: float) -> int:
+        found = 0
+        for claimant in group:
+            queues = [queue for queue in claimant.options.queues if queue not in self._paused]
+            queues = self._keys.in_turn(queue for queue in queues if self._keys.asked(queue))
+            for place, queue in enumerate(queues):
+                share = ceil(claimant.room() / (len(queues) - place))
+                if share > 0:
+                    found += await self._claim_keys_of(queue, claimant, share, lease)
+        return found
+
+    async def _claim_keys_of(self, queue: str, claimant: Claimant, share: int, lease: float) -> int:
+        want = KeyWant(queue, share, claimant.longest_run, self._keys.after(queue))
+        sent = monotonic()
+        claim = await self._keeper.call(lambda link: link.claim_keyed(want, lease=lease))
+        if self._keys.learn(want, claim):
+            claimant.more = True
+        self._take_over(claim.deliveries, lease, sent)
+        return len(claim.deliveries)
+
+    def _take_over(self, deliveries: list[Delivery], lease: float, sent: float) -> None:
+        self._settler.hold(deliveries, lease=lease, since=sent)
         self._hand_out(deliveries)
         if deliveries:
             self._observe(Claimed(len(deliveries), monotonic() - sent))
-        return len(deliveries)
 
     def _plan(self, group: Sequence[Claimant]) -> list[Want]:
         """Wants that share each claimant's room among its queues: none can take it all while others have messages.
@@ -222,6 +260,8 @@ class Claimer:
         self._turn += 1
         for claimant in group:
             queues = [queue for queue in claimant.options.queues if queue not in self._paused]
+            if not claimant.room():
+                continue
             hot = [queue for queue in queues if queue in self._hot]
             turn = self._turn % len(hot) if hot else 0
             share = max(1, ceil(claimant.room() / max(1, len(hot))))
@@ -244,7 +284,7 @@ class Claimer:
                 full.add(want.band)  # it came back short from above the mark; something may lie below
         self._hot = {band.queue for band in by_band} | {band.queue for band in full}
         for claimant in group:
-            claimant.more = any(band.queue in claimant.options.queues for band in full)
+            claimant.more |= any(band.queue in claimant.options.queues for band in full)
 
     def _hand_out(self, deliveries: Sequence[Delivery]) -> None:
         by_claimant: dict[Claimant, list[Delivery]] = {}
@@ -315,13 +355,95 @@ class Claimer:
         await self._wait(self._until_due(self._poll))
 
     def _until_due(self, longest: float) -> float:
-        if self._due_in is None:
-            return longest
-        return max(GLANCE, min(self._due_in, longest))
+        dues = [due for due in (self._due_at, self._keys.due_at) if due is not None]
+        return max(GLANCE, min([*(due - monotonic() for due in dues), longest]))
 
     async def _wait(self, seconds: float) -> bool:
         """Whether somebody called before *seconds* had passed."""
         return await within(seconds, self._wake.wait())
+
+
+class _Keys:
+    """Where the next claim of keys goes on in each queue that has some, and when the first of those that wait is due."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, float] = {}
+        self._after: dict[str, str | None] = {}
+        self._brought: dict[str, int] = {}  # messages, since the first key was passed
+        self._barren: dict[str, _Barren] = {}
+        self._due: dict[str, float] = {}
+        self._turn = 0
+
+    def seen(self, queues: Iterable[str]) -> bool:
+        """These have messages with a key; say whether that is news."""
+        news = any(not self.asked(queue) for queue in queues)
+        self._seen |= dict.fromkeys(queues, monotonic())
+        return news
+
+    def asked(self, queue: str) -> bool:
+        """Whether *queue* is asked for messages with a key. It still is for a while when it has none any more."""
+        return queue in self._seen and monotonic() - self._seen[queue] < KEYED
+
+    def in_turn(self, queues: Iterable[str]) -> list[str]:
+        """Another one first each time."""
+        self._turn += 1
+        queues = [*queues]
+        turn = self._turn % len(queues) if queues else 0
+        return [*queues[turn:], *queues[:turn]]
+
+    def after(self, queue: str) -> str | None:
+        """The key after which the next claim begins, None for the first one."""
+        after = self._after.get(queue)
+        if after is None:
+            self._brought[queue] = 0
+        barren = self._barren.get(queue)
+        return barren.end if barren is not None and barren.begin == after and monotonic() < barren.until else after
+
+    def learn(self, want: KeyWant, claim: KeyClaim) -> bool:
+        """Remember where to go on; say whether there may be more to claim at once.
+
+        There may be until all keys were passed and nothing was brought. One claim that passes all of them is enough: what it
+        left of them is looked at again once the part that it took is acked.
+        """
+        queue = want.queue
+        if claim.deliveries:
+            self._seen[queue] = monotonic()
+            self._brought[queue] = self._brought.get(queue, 0) + len(claim.deliveries)
+        elif claim.after is not None:
+            self._remember_barren(queue, want.after, claim.after)
+        self._after[queue] = claim.after
+        self._remember_due(want, claim)
+        if claim.after is not None:
+            return True
+        return want.after is not None and self._brought.get(queue, 1) > 0
+
+    def _remember_barren(self, queue: str, begin: str | None, end: str) -> None:
+        """Keys without anything to claim need not be passed again at once."""
+        known = self._barren.get(queue)
+        if known is not None and known.end == begin and known.until > monotonic():
+            self._barren[queue] = _Barren(known.begin, end, known.until)
+        else:
+            self._barren[queue] = _Barren(begin, end, monotonic() + BARREN)
+
+    def _remember_due(self, want: KeyWant, claim: KeyClaim) -> None:
+        if claim.due_in is not None:
+            due_at, known = monotonic() + claim.due_in, self._due.get(want.queue, 0.0)
+            self._due[want.queue] = due_at if known < monotonic() else min(due_at, known)
+        elif want.after is None and claim.after is None:
+            self._due.pop(want.queue, None)
+
+    @property
+    def due_at(self) -> float | None:
+        """By this process's monotonic clock; None if nothing waits that was passed lately."""
+        return min((due for due in self._due.values() if due > monotonic()), default=None)
+
+
+class _Barren(NamedTuple):
+    """The keys after *begin* up to *end*, none of which had anything to claim; believed *until* a monotonic time."""
+
+    begin: str | None
+    end: str
+    until: float
 
 
 async def _survey(queues: Sequence[str], link: Link) -> Survey:

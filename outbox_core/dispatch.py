@@ -4,6 +4,8 @@ vote | exception | neither  --decide-->  Ack | Retry | DeadLetter
 """
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from math import isnan
 from typing import Literal, TypeAlias
@@ -12,6 +14,7 @@ from outbox_core.errors import Undecodable
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import Ack, DeadLetter, Nack, Outcome, Reject, Release, Retry, Snooze
+from outbox_core.quoting import one_line
 from outbox_core.retry import MAX_DELAY_SECONDS
 
 logger = logging.getLogger("outbox")
@@ -35,14 +38,21 @@ def decide(
     *silence* says what a return without a vote means. An ack that is followed by an exception (FastStream's
     `AckPolicy.ACK`) is a dead letter with its reason: a failure is never deleted unseen.
     """
+    outcome = _decide(delivery, error, options, seconds, silence)
+    return _for_its_key(outcome, delivery, options) if isinstance(outcome, DeadLetter) else outcome
+
+
+def _decide(
+    delivery: Delivery, error: BaseException | None, options: ConsumerOptions, seconds: float, silence: Silence
+) -> Outcome:
     if isinstance(error, Undecodable):
         innocent = error.message_ids is not None and delivery.message_id not in error.message_ids
-        return Release() if innocent else DeadLetter("undecodable", render(error))
+        return Release() if innocent else DeadLetter("undecodable", render(error, options.last_exception_renderer))
     match delivery.vote:
         case Ack():
-            return Ack() if error is None else DeadLetter("rejected", render(error))
+            return Ack() if error is None else DeadLetter("rejected", render(error, options.last_exception_renderer))
         case Reject():
-            return DeadLetter("rejected", None if error is None else render(error))
+            return DeadLetter("rejected", None if error is None else render(error, options.last_exception_renderer))
         case Snooze(delay):
             return Retry(delay, failed=False)
         case Nack(delay):
@@ -78,7 +88,14 @@ def refuse(delivery: Delivery, options: ConsumerOptions) -> Outcome | None:
     """The outcome of a delivery whose handler must not start again, or None to let it start."""
     if options.max_deliveries is None or delivery.deliveries < options.max_deliveries:
         return None
-    return DeadLetter("max_deliveries", f"its handler was started {delivery.deliveries} times, which is the limit")
+    reason = f"its handler was started {delivery.deliveries} times, which is the limit"
+    return _for_its_key(DeadLetter("max_deliveries", reason), delivery, options)
+
+
+def _for_its_key(dead: DeadLetter, delivery: Delivery, options: ConsumerOptions) -> DeadLetter:
+    """What it means for the messages behind it."""
+    halts = delivery.key is not None and options.on_dead_letter == "halt"
+    return replace(dead, halts=True) if halts else dead
 
 
 def _after_failure(
@@ -92,19 +109,18 @@ def _after_failure(
         exception=error,
     )
     if delay is None:
-        return DeadLetter("retry_terminal", None if error is None else render(error))
+        return DeadLetter("retry_terminal", None if error is None else render(error, options.last_exception_renderer))
     if isnan(delay):
         raise ValueError("a retry strategy must answer with seconds or None, got nan")
     return Retry(min(max(0.0, float(delay)), MAX_DELAY_SECONDS) if chosen is None else chosen)
 
 
-def render(error: BaseException) -> str:
-    """The exception as one line for people, capped."""
+def render(error: BaseException, renderer: Callable[[BaseException], str] | None = None) -> str:
+    """The exception as one line for people, capped; *renderer* may say less of it than its type and its text."""
     name = type(error).__qualname__
     try:
-        text = f"{name}: {error}"
-    except Exception:  # somebody's __str__
+        text = f"{name}: {error}" if renderer is None else str(renderer(error))
+    except Exception:  # somebody's __str__, or the renderer
         text = f"{name}, which cannot be shown"
-    # PostgreSQL's text cannot hold NUL, and a lone surrogate is no UTF-8.
-    text = text.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
-    return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "…"
+    # Cut first: an exception may carry a whole payload. PostgreSQL's text cannot hold NUL, nor UTF-8 a lone surrogate.
+    return one_line(text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "…")

@@ -6,7 +6,6 @@ its transaction unusable. The same call makes the same bytes whichever framework
 
 import dataclasses
 import json
-import math
 import os
 import re
 import sys
@@ -21,8 +20,16 @@ from pathlib import PurePath
 from typing import Any, TypedDict
 from uuid import UUID
 
-from outbox_core.errors import CannotEncode, InvalidMessage, OptionError, UnknownOption, WrongType
+from outbox_core.errors import (
+    CannotEncode,
+    InvalidMessage,
+    OptionError,
+    PayloadTooLarge,
+    UnknownOption,
+    WrongType,
+)
 from outbox_core.message import NewMessage, TimerConflict
+from outbox_core.quoting import CONTROL, one_line, quoted
 from outbox_core.schema import NAME_LENGTH
 
 CONTENT_TYPE = "content-type"
@@ -33,10 +40,13 @@ TEXT_TYPE = "text/plain"
 
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 8_192
+# With its headers and key still within 1 MiB, at which Kafka, NATS and SQS refuse a message by default.
+MAX_PAYLOAD_BYTES = 1_000_000
+MOST_PAYLOAD_BYTES = 256 * 1_048_576  # PostgreSQL's bytea ends at 1 GiB, and a driver needs it several times over
 MAX_DELAY = timedelta(days=3_660)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_ENCODER_WORDS = 200  # characters of what an encoder says
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # Header names that every relay's target takes: the token of RFC 9110 §5.6.2.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -46,7 +56,7 @@ class PublishOptions(TypedDict, total=False):
     """What every publish may be told; see `OutboxBroker.publish`."""
 
     correlation_id: str | None
-    reply_to: str
+    reply_to: str | None
     message_id: UUID | str | None
     key: str | None
     priority: int
@@ -71,7 +81,7 @@ def compose(
     *,
     headers: Mapping[str, str] | None = None,
     correlation_id: str | None = None,
-    reply_to: str = "",
+    reply_to: str | None = "",
     message_id: UUID | str | None = None,
     key: str | None = None,
     priority: int = 0,
@@ -80,27 +90,30 @@ def compose(
     timer_id: str | None = None,
     timer_conflict: TimerConflict = "ignore",
     encoded: tuple[bytes, str | None] | None = None,
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES,
 ) -> NewMessage:
     """A message ready for a store, or an error that names the argument and its value.
 
     *encoded* takes the place of encoding *body* where a framework's own codec has done it: bytes and content type.
-    Raises `WrongType`, `InvalidMessage` or `CannotEncode`; nothing has been sent anywhere.
+    Raises `WrongType`, `InvalidMessage`, `CannotEncode` or `PayloadTooLarge`; nothing has been sent anywhere.
     """
     check_queue(queue)
     identity = new_message_id() if message_id is None else _check_message_id(message_id)
     delay, available_at = _check_schedule(activate_in, activate_at)
     if key is not None:
-        _check_name("key", key)
+        check_key(key)
     if timer_id is not None:
-        _check_name("timer_id", timer_id)
+        check_name("timer_id", timer_id)
     if timer_conflict not in ("ignore", "extend", "replace"):
-        raise InvalidMessage(f"timer_conflict must be 'ignore', 'extend' or 'replace', got {timer_conflict!r}")
+        raise InvalidMessage(f"timer_conflict must be 'ignore', 'extend' or 'replace', got {quoted(timer_conflict)}")
     payload, content_type = encode(body) if encoded is None else encoded
+    if len(payload) > max_payload_bytes:
+        raise PayloadTooLarge(len(payload), max_payload_bytes)
     return NewMessage(
         message_id=identity,
         queue=queue,
         payload=payload,
-        headers=_compose_headers(headers, content_type, correlation_id or str(identity), reply_to),
+        headers=_compose_headers(headers, content_type, correlation_id, reply_to, identity),
         key=key,
         priority=_check_priority(priority),
         delay=delay,
@@ -108,6 +121,15 @@ def compose(
         timer_id=timer_id,
         timer_conflict="ignore" if timer_id is None else timer_conflict,
     )
+
+
+def check_max_payload_bytes(value: object) -> int:
+    """*value* if it can be the limit of a payload."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise WrongType("max_payload_bytes", "an int", value)
+    if not 1 <= value <= MOST_PAYLOAD_BYTES:
+        raise OptionError(f"max_payload_bytes must be between 1 and {MOST_PAYLOAD_BYTES:,}, got {quoted(value)}")
+    return value
 
 
 def refuse_for_batches(options: PublishOptions) -> None:
@@ -145,8 +167,27 @@ def encode(body: object) -> tuple[bytes, str | None]:
         raise CannotEncode(f"cannot encode {type(body).__name__}: it is nested too deeply") from error
     except UnicodeEncodeError as error:
         raise CannotEncode(f"cannot encode {type(body).__name__}: not valid Unicode ({error.reason})") from error
-    except (TypeError, ValueError) as error:
-        raise CannotEncode(f"cannot encode {type(body).__name__}: {error}") from error
+    except Exception as error:  # of the encoder, or of what it asks for its JSON
+        raise cannot_encode(body, error) from error
+
+
+def cannot_encode(body: object, error: Exception) -> CannotEncode:
+    """What is said of a *body* over which an encoder raised *error*, which may be about anything in it."""
+    words = one_line(str(error))
+    words = words if len(words) <= MAX_ENCODER_WORDS else words[:MAX_ENCODER_WORDS] + "…"
+    if words.startswith("Out of range float values"):
+        words = "NaN and Infinity are no JSON; pass None or text instead"
+    return CannotEncode(f"cannot encode {type(body).__name__}: {words}")
+
+
+def check_encoded(encoded: object) -> tuple[bytes, str | None]:
+    """What somebody's codec returned, if it can be stored: bytes and their content type."""
+    match encoded:
+        case (bytes() as payload, str() | None as content_type):
+            if content_type is not None:
+                _check_text("the content type that a codec returns", content_type)
+            return payload, content_type
+    raise WrongType("what a codec's encode returns", "bytes and a content type", encoded)
 
 
 def decode(payload: bytes, content_type: str | None) -> Any:
@@ -188,19 +229,39 @@ _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", 
 
 def check_queue(queue: object) -> str:
     """*queue* if it is a usable name: 1 to 255 characters, not blank, no control characters."""
-    return _check_name("queue", queue)
+    return check_name("queue", queue)
+
+
+def check_key(key: object) -> str:
+    """*key* if it is a usable one: the same rules as for a queue."""
+    return check_name("key", key)
 
 
 def check_timer_id(timer_id: object) -> str:
     """*timer_id* if it is a usable one: the same rules as for a queue."""
-    return _check_name("timer_id", timer_id)
+    return check_name("timer_id", timer_id)
 
 
-def _check_name(what: str, value: object) -> str:
+def check_consumer(consumer: object) -> str:
+    """*consumer*, who receives messages from elsewhere, if it is a usable name: the same rules as for a queue."""
+    return check_name("consumer", consumer)
+
+
+def check_foreign_id(message_id: object) -> str:
+    """The id of a message from elsewhere as text: a UUID in its usual form, or a str by the same rules as for a queue."""
+    if isinstance(message_id, UUID):
+        return str(message_id)
+    if not isinstance(message_id, str):
+        raise WrongType("message_id", "a str or a UUID", message_id)
+    return check_name("message_id", message_id)
+
+
+def check_name(what: str, value: object) -> str:
+    """*value* if it can be a name, by the rules for a queue; otherwise `WrongType` or `InvalidMessage` that says *what*."""
     if not isinstance(value, str):
         raise WrongType(what, "a str", value)
     if not value.strip():
-        raise InvalidMessage(f"{what} must not be {'blank' if value else 'empty'}, got {value!r}")
+        raise InvalidMessage(f"{what} must not be {'blank' if value else 'empty'}, got {quoted(value)}")
     if len(value) > NAME_LENGTH:
         raise InvalidMessage(f"{what} must be at most {NAME_LENGTH} characters, got {len(value)}: {value[:32] + '…'!r}")
     _check_text(what, value)
@@ -208,9 +269,11 @@ def _check_name(what: str, value: object) -> str:
 
 
 def _check_text(what: str, value: str) -> None:
-    if found := _CONTROL.search(value):
+    if value.isprintable():  # which neither is, and it is the cheapest question
+        return
+    if found := CONTROL.search(value):
         raise InvalidMessage(
-            f"{what} must not contain control characters, got U+{ord(found[0]):04X} at {found.start()} in {value[:64]!r}"
+            f"{what} must not contain control characters, got U+{ord(found[0]):04X} at {found.start()} in {quoted(value)}"
         )
     if found := _SURROGATE.search(value):
         raise InvalidMessage(f"{what} must be valid Unicode, got a lone surrogate at {found.start()}")
@@ -224,14 +287,14 @@ def _check_message_id(value: UUID | str) -> UUID:
     try:
         return UUID(value)
     except ValueError:
-        raise InvalidMessage(f"message_id must be a UUID, got {value!r}") from None
+        raise InvalidMessage(f"message_id must be a UUID, got {quoted(value)}") from None
 
 
 def _check_priority(value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise WrongType("priority", "an int", value)
     if not -32_768 <= value <= 32_767:
-        raise InvalidMessage(f"priority must be between -32768 and 32767, got {value}")
+        raise InvalidMessage(f"priority must be between -32768 and 32767, got {quoted(value)}")
     return value
 
 
@@ -264,8 +327,13 @@ def _check_schedule(
 
 
 def _compose_headers(
-    headers: Mapping[str, str] | None, content_type: str | None, correlation_id: str, reply_to: str
+    headers: Mapping[str, str] | None,
+    content_type: str | None,
+    correlation_id: str | None,
+    reply_to: str | None,
+    message_id: UUID,
 ) -> str:
+    """As JSON. What has an argument of its own may also be among *headers*, as when those of a message are passed on."""
     composed: dict[str, str] = trace_headers()
     if headers is not None:
         if not isinstance(headers, Mapping):
@@ -275,15 +343,18 @@ def _compose_headers(
             composed[name] = value
     if content_type is not None:
         composed[CONTENT_TYPE] = content_type
-    _check_name("correlation_id", correlation_id)
-    composed[CORRELATION_ID] = correlation_id
-    if reply_to:
-        composed[REPLY_TO] = _check_name("reply_to", reply_to)
+    if correlation_id is not None:
+        composed[CORRELATION_ID] = check_name("correlation_id", correlation_id)
+    elif not composed.get(CORRELATION_ID):
+        composed[CORRELATION_ID] = str(message_id)
+    if reply_to is not None and reply_to != "":
+        composed[REPLY_TO] = check_name("reply_to", reply_to)
     text = _dumps(composed)
-    if len(composed) > MAX_HEADERS or len(text) > MAX_HEADER_BYTES:
+    size = len(text) if text.isascii() else len(text.encode())
+    if len(composed) > MAX_HEADERS or size > MAX_HEADER_BYTES:
         raise InvalidMessage(
-            f"headers must be at most {MAX_HEADERS} and {MAX_HEADER_BYTES} characters in all, "
-            f"got {len(composed)} of {len(text)}; put large values into the body"
+            f"headers must be at most {MAX_HEADERS} and {MAX_HEADER_BYTES:,} bytes in all, "
+            f"got {len(composed)} of {size:,}; put large values into the body"
         )
     return text
 
@@ -304,10 +375,11 @@ def _check_header(name: object, value: object) -> None:
     if not isinstance(name, str):
         raise WrongType("header names", "str", name)
     if not _TOKEN.fullmatch(name):
-        raise InvalidMessage(f"header names must be tokens (RFC 9110), got {name!r}")
+        raise InvalidMessage(f"header names must be tokens (RFC 9110), got {quoted(name)}")
     if not isinstance(value, str):
-        raise WrongType(f"header {name!r}", "a str", value, "convert it with str() or put it into the body")
-    _check_text(f"header {name!r}", value)
+        raise WrongType(f"header {quoted(name)}", "a str", value, "convert it with str() or put it into the body")
+    if not value.isprintable():
+        _check_text(f"header {quoted(name)}", value)
 
 
 def check_delay(what: str, seconds: float | timedelta) -> float:
@@ -316,6 +388,6 @@ def check_delay(what: str, seconds: float | timedelta) -> float:
         seconds = seconds.total_seconds()
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise WrongType(what, "a number of seconds or a timedelta", seconds)
-    if not math.isfinite(seconds) or not 0 <= seconds <= MAX_DELAY.total_seconds():
-        raise InvalidMessage(f"{what} must be between 0 and {MAX_DELAY.days} days of seconds, got {seconds!r}")
+    if not 0 <= seconds <= MAX_DELAY.total_seconds():  # which NaN is not
+        raise InvalidMessage(f"{what} must be between 0 and {MAX_DELAY.days} days of seconds, got {quoted(seconds)}")
     return float(seconds)

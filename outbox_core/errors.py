@@ -43,12 +43,28 @@ class UnknownOption(OutboxError, TypeError):
         super().__init__(f"{call} has no option {option!r}; {hint}")
 
 
+class InvalidHandler(OutboxError, TypeError):
+    """What cannot be a handler: no function, or one of which calling it runs nothing."""
+
+
 class InvalidMessage(OutboxError, ValueError):
     """A queue, header, key, schedule or id that would not survive the trip; nothing was sent to the database."""
 
 
 class CannotEncode(InvalidMessage):
     """A body that is neither bytes nor text nor JSON."""
+
+
+class PayloadTooLarge(InvalidMessage):
+    """A body that is larger, when encoded, than the publisher allows; both in bytes."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(
+            f"the payload must be at most {limit:,} bytes, got {size:,}; publish a reference to where the data is, "
+            "or raise max_payload_bytes"
+        )
 
 
 class NoTransaction(OutboxError, RuntimeError):
@@ -99,6 +115,10 @@ class SchemaMismatch(OutboxError, LookupError):
         self.table = table
         self.differences = tuple(differences)
         super().__init__(f"{table} does not fit this version: " + "; ".join(self.differences))
+
+
+class NoPermission(OutboxError, PermissionError):
+    """The database role lacks a privilege; `outbox ddl --grants` prints those that it needs."""
 
 
 class DatabaseUnavailable(OutboxError, ConnectionError):

@@ -1,7 +1,7 @@
 """What a worker reports, for logs, metrics and tests: frozen facts, emitted after what they tell has happened.
 
-One event a change of state or a batch, never one a poll. An observer is called on the event loop: it must be quick, and
-what it raises is logged and forgotten.
+One event a change of state or a batch, never one a poll. An observer is called on the event loop, but for `LoopBlocked`: it
+must be quick, and what it raises is logged and forgotten.
 """
 
 from collections.abc import Callable
@@ -73,7 +73,7 @@ class LeaseLost:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLost:
-    """A link broke (`role`: claim, settle or listen); it is being made again."""
+    """A link broke (`role`: claim, settle or heartbeat); it is being made again."""
 
     role: str
     error: BaseException
@@ -94,6 +94,25 @@ class ListenDegraded:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class LoopBlocked:
+    """The event loop has answered nothing for *seconds*; `running`: the deliveries whose handler has begun.
+
+    One of these handlers blocks it, or something else of the process. Observers are called in another thread: nothing
+    else could tell them.
+    """
+
+    seconds: float
+    running: tuple[Delivery, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopFreed:
+    """It goes on, after about *seconds*."""
+
+    seconds: float
+
+
 Event: TypeAlias = (
     WorkerStarted
     | WorkerStopped
@@ -105,5 +124,7 @@ Event: TypeAlias = (
     | ConnectionLost
     | ConnectionRestored
     | ListenDegraded
+    | LoopBlocked
+    | LoopFreed
 )
 Observer: TypeAlias = Callable[[Event], None]

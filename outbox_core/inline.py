@@ -13,13 +13,15 @@ from outbox_core.events import Handled
 from outbox_core.message import Delivery
 from outbox_core.outcome import Ack
 from outbox_core.slots import Consumer
-from outbox_core.store import Band, Link, Settlement, Want
+from outbox_core.store import Band, KeyWant, Link, Settlement, Want
 
 WORKER = "inline"
 
 
 async def drain(link: Link, consumers: Sequence[Consumer]) -> AsyncIterator[Handled]:
-    """Handle what is due, the highest priority first, until nothing is; each run is reported once it is settled.
+    """Handle what is due, the highest priority first and what has a key last, until nothing is.
+
+    Each run is reported once it is settled.
 
     A message whose handler fails comes back when its retry is due, which is rarely within the same call.
     """
@@ -38,7 +40,21 @@ async def _claim(link: Link, by_queue: dict[str, Consumer]) -> list[Delivery]:
         want = Want(Band(band.queue, band.priority), most)
         if batch := await link.claim([want], total=most, lease=options.lease_ttl_seconds):
             return batch
+    for queue in sorted(survey.keyed - survey.paused):
+        if batch := await _claim_keyed(link, queue, by_queue[queue]):
+            return batch
     return []
+
+
+async def _claim_keyed(link: Link, queue: str, consumer: Consumer) -> list[Delivery]:
+    """The first messages of the first key that has any, or, for a handler of batches, of as many keys as it takes."""
+    options, after = consumer.options, None
+    most = options.max_records if options.batch else 1
+    while True:
+        want = KeyWant(queue, most, most, after)
+        batch, after, _ = await link.claim_keyed(want, lease=options.lease_ttl_seconds)
+        if batch or after is None:
+            return batch
 
 
 async def _handle(link: Link, consumer: Consumer, batch: list[Delivery]) -> list[Handled]:

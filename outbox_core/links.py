@@ -1,7 +1,7 @@
 """One link that is made again whenever it breaks.
 
-A worker has two: the claimer's, and one on which the settler writes and leases are extended. Calls on one link wait for
-each other. Any error makes the link suspect, so it is dropped; who called decides whether to call again after `pause`.
+A worker has three: the claimer's, the settler's, and in another thread the heartbeat's. Calls on one link wait for each
+other. Any error makes the link suspect, so it is dropped; who called decides whether to call again after `pause`.
 """
 
 import asyncio
@@ -41,6 +41,7 @@ class LinkKeeper:
         self._down_since: float | None = None
         self._pause = FIRST_PAUSE
         self._closed = False
+        self._closing: set[asyncio.Task[None]] = set()
         self.last_success = monotonic()
 
     @property
@@ -64,13 +65,23 @@ class LinkKeeper:
                 sent = True
                 result = await use(self._link)
             except Exception as error:
-                await self._drop(error)
+                self._drop(error)
                 raise LinkDown(str(error), sent=sent) from error
             except BaseException:  # cancelled half-way: nobody knows what the connection is waiting for
-                await self._drop(None)
+                self._drop(None)
                 raise
         self._works()
         return result
+
+    async def ready(self) -> None:
+        """Connect if there is no link. Raises `LinkDown`."""
+        if self._link is None:
+            await self.call(_do_nothing)
+
+    async def release(self) -> None:
+        """Close the link until the next call."""
+        async with self._lock:
+            self._drop(None)
 
     async def pause(self) -> None:
         """Wait before calling again: 0.1 s, doubled up to 1 s, with jitter so that a fleet does not return as one."""
@@ -80,18 +91,20 @@ class LinkKeeper:
     async def close(self) -> None:
         """Close the link for good."""
         self._closed = True
-        link, self._link = self._link, None
-        if link is not None:
-            await link.close()
+        self._drop(None)
+        await asyncio.gather(*self._closing)
 
-    async def _drop(self, error: Exception | None) -> None:
+    def _drop(self, error: Exception | None) -> None:
+        """Close the link in the background: a dead one takes its time, which a new one need not wait for."""
         link, self._link = self._link, None
         if error is not None and self._down_since is None:
             self._down_since = monotonic()
             logger.warning("lost the %s connection to %s (%r); connecting again", self._role, self._store.name, error)
             self._observe(ConnectionLost(self._role, error))
         if link is not None:
-            await link.close()
+            closing = asyncio.create_task(link.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _works(self) -> None:
         self.last_success = monotonic()
@@ -101,3 +114,7 @@ class LinkKeeper:
         self._down_since, self._pause = None, FIRST_PAUSE
         logger.info("the %s connection to %s works again after %.1f s", self._role, self._store.name, seconds)
         self._observe(ConnectionRestored(self._role, seconds))
+
+
+async def _do_nothing(link: Link) -> None:
+    pass

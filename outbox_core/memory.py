@@ -1,23 +1,23 @@
 """The port in a dictionary: the reference reading of what every store does, and what tests use.
 
-One process, one event loop, no I/O. The clock is an argument, so a lease ends when a test says so. A transaction
-(`store.begin()`) sees nothing of its own until it commits, which is all that publishing needs.
+One process, one event loop (a worker's heartbeat aside), no I/O. The clock is an argument, so a lease ends when a test says
+so. A transaction (`store.begin()`) sees nothing of its own until it commits, which is all that publishing needs.
 """
 
 import asyncio
-import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import count
+from itertools import count, takewhile
 from uuid import UUID, uuid4
 
 from outbox_core.errors import WrongType
-from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
+from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats, read_headers
 from outbox_core.outcome import Ack, DeadLetter, Release, Retry
-from outbox_core.store import Armed, Band, Difference, OnCommit, Settlement, Survey, Want
+from outbox_core.store import Armed, Band, Difference, KeyClaim, KeyWant, OnCommit, Settlement, Survey, Want
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +31,8 @@ class _Row:
     deliveries: int = 0
     attempts: int = 0
     first_attempt_at: datetime | None = None
+    failed_at: datetime | None = None
+    parked: DeadLetter | None = None  # dead, and keeping its key waiting
 
     def renew(self, message: NewMessage, due_at: datetime) -> None:
         """Give a timer new content: no failures, and no lease whose holder could still settle it."""
@@ -48,7 +50,7 @@ class MemoryDeadLetter:
     reason: str
     error: str | None
     failed_at: datetime
-    worker: str
+    worker: str | None
 
     @property
     def message(self) -> NewMessage:
@@ -99,6 +101,7 @@ class MemoryStore:
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._clock = clock
+        self.lock = threading.Lock()  # for who changes leases: a worker's heartbeat does from a thread of its own
         self._ids = count(1)
         self._rows: dict[int, _Row] = {}
         self._dead: dict[int, MemoryDeadLetter] = {}
@@ -160,7 +163,7 @@ class MemoryStore:
         id = next(self._ids)
         transaction.add(lambda: self._insert(message, id))
         for published, its in transaction.published.items():
-            if _conflict(its, message):
+            if _same(its, message):
                 return published if _changes(its, message) else None
         if (row := self._conflicting(message)) is not None:
             return row.id if _changes(row.message, message) and not self._leased(row) else None
@@ -179,7 +182,7 @@ class MemoryStore:
         return message.available_at or self._clock() + timedelta(seconds=message.delay or 0)
 
     def _conflicting(self, message: NewMessage) -> _Row | None:
-        return next((row for row in self._rows.values() if _conflict(row.message, message)), None)
+        return next((row for row in self._rows.values() if _conflict(row, message)), None)
 
     def _resolve(self, row: _Row, message: NewMessage) -> int | None:
         if not _changes(row.message, message) or self._leased(row):
@@ -193,7 +196,7 @@ class MemoryStore:
 
     async def cancel_timer(self, queue: str, timer_id: str, session: object | None) -> bool:
         for id, row in self._rows.items():
-            if _timer(row.message) == (queue, timer_id) and not self._leased(row):
+            if _timer(row.message) == (queue, timer_id) and not self._leased(row) and row.parked is None:
                 self._change(session, partial(self._rows.pop, id, None))
                 return True
         return False
@@ -204,6 +207,18 @@ class MemoryStore:
         rows = [row for row in self._rows.values() if queue in (None, row.message.queue)]
         return [self._pending(row) for row in rows[:limit]]
 
+    async def fetch_dead_letters(
+        self, queue: str | None, reason: str | None, limit: int, session: object | None
+    ) -> list[DeadMessage]:
+        latest = reversed(self._dead.values())
+        picked = [one for one in latest if queue in (None, one.message.queue) and reason in (None, one.reason)]
+        return [_dead_message(letter) for letter in picked[:limit]]
+
+    async def find(self, id: int | UUID, session: object | None) -> list[PendingMessage | DeadMessage]:
+        live = [self._pending(row) for row in self._rows.values() if id in (row.id, row.message.message_id)]
+        dead = [_dead_message(one) for one in self._dead.values() if id in (one.id, one.message.message_id)]
+        return [*live, *dead]
+
     def _pending(self, row: _Row) -> PendingMessage:
         return PendingMessage(
             id=row.id,
@@ -211,7 +226,7 @@ class MemoryStore:
             queue=row.message.queue,
             key=row.message.key,
             payload=row.message.payload,
-            headers=json.loads(row.message.headers),
+            headers=read_headers(row.message.headers),
             priority=row.message.priority,
             timer_id=row.message.timer_id,
             attempts_count=row.attempts,
@@ -219,32 +234,76 @@ class MemoryStore:
             created_at=row.created_at,
             next_attempt_at=row.due_at,
             leased=self._leased(row),
-            failure_reason=None,
+            failure_reason=None if row.parked is None else row.parked.reason,
         )
 
     async def redrive(
         self,
         *,
         queue: str | None,
+        key: str | None,
         ids: Sequence[int] | None,
         reason: str | None,
         limit: int | None,
         dry_run: bool,
         session: object | None,
     ) -> int:
+        halting = [
+            row
+            for row in self._rows.values()
+            if row.parked is not None
+            and queue in (None, row.message.queue)
+            and key in (None, row.message.key)
+            and reason in (None, row.parked.reason)
+            and ids is None
+        ][:limit]
+        if not dry_run:
+            for row in halting:
+                self._change(session, partial(self._wake, row))
         live = {row.message.message_id for row in self._rows.values()}
         picked = [
             letter
             for letter in self._dead.values()
             if queue in (None, letter.message.queue)
+            and key in (None, letter.message.key)
             and reason in (None, letter.reason)
             and (ids is None or letter.id in ids)
             and letter.message.message_id not in live
-        ][:limit]
+        ][: None if limit is None else limit - len(halting)]
         oldest = {letter.message.message_id: letter for letter in reversed(picked)}
         if not dry_run:
             self._change(session, lambda: self._put_back(reversed(oldest.values())))
-        return len(oldest)
+        return len(halting) + len(oldest)
+
+    def _wake(self, row: _Row) -> None:
+        """Let a message that halts its key be tried again, in its old place."""
+        row.renew(replace(row.message, timer_id=None), self._clock())
+        row.parked = None
+        self._tell(row.message.queue)
+
+    async def release_key(self, queue: str, key: str, session: object | None) -> bool:
+        halting = [row for row in self._line(queue, key) if row.parked is not None]
+        for row in halting:
+            self._change(session, partial(self._give_up, row))
+        return bool(halting)
+
+    def _give_up(self, row: _Row) -> None:
+        dead, row.parked = row.parked, None
+        assert dead is not None, "it halts its key"
+        del self._rows[row.id]
+        self._bury(row, dead, None)
+        self._tell(row.message.queue)
+
+    def _bury(self, row: _Row, dead: DeadLetter, worker: str | None) -> None:
+        id = next(self._ids)
+        self._dead[id] = MemoryDeadLetter(
+            id=id,
+            row=row,
+            reason=dead.reason,
+            error=dead.error,
+            failed_at=row.failed_at or self._clock(),
+            worker=worker,
+        )
 
     def _put_back(self, letters: Iterable[MemoryDeadLetter]) -> None:
         for letter in letters:
@@ -274,20 +333,30 @@ class MemoryStore:
     def _queue_stats(self, queue: str) -> QueueStats:
         now = self._clock()
         rows = [row for row in self._rows.values() if row.message.queue == queue]
-        ready = [row for row in rows if not self._leased(row) and row.due_at <= now]
+        parked = sum(row.parked is not None for row in rows)
+        ready = [row for row in rows if not self._leased(row) and row.due_at <= now and row.parked is None]
         leased = sum(self._leased(row) for row in rows)
         return QueueStats(
             queue=queue,
             ready=len(ready),
-            scheduled=len(rows) - len(ready) - leased,
+            scheduled=len(rows) - len(ready) - leased - parked,
             leased=leased,
-            dead=sum(letter.message.queue == queue for letter in self._dead.values()),
+            blocked_keys=sum(self._is_blocked(queue, key) for key in self._keys(queue)),
+            dead=parked + sum(letter.message.queue == queue for letter in self._dead.values()),
             oldest_age=(now - min(row.due_at for row in ready)).total_seconds() if ready else None,
             paused=queue in self._paused,
         )
 
+    def _is_blocked(self, queue: str, key: str) -> bool:
+        """Whether messages of the key wait behind one that has failed and is not due, or is dead and halts them."""
+        line = self._line(queue, key)
+        if any(row.parked is not None for row in line):
+            return True
+        first, *others = line
+        return first.attempts > 0 and first.due_at > self._clock() and bool(others)
+
     async def queues(self) -> list[str]:
-        return sorted({row.message.queue for row in self._rows.values()})
+        return sorted({row.message.queue for row in self._rows.values() if row.parked is None})
 
     async def set_paused(self, queue: str, paused: bool, session: object | None) -> None:
         self._change(session, lambda: (self._paused.add if paused else self._paused.discard)(queue))
@@ -310,7 +379,16 @@ class MemoryStore:
 
     def _held(self, delivery: Delivery) -> _Row | None:
         row = self._rows.get(delivery.id)
-        return row if row is not None and row.token == delivery.token else None
+        return row if row is not None and row.token == delivery.token and row.parked is None else None
+
+    def _line(self, queue: str, key: str) -> list[_Row]:
+        """The messages of a key in order, those included that halt it."""
+        rows = (row for row in self._rows.values() if (row.message.queue, row.message.key) == (queue, key))
+        return sorted(rows, key=lambda row: row.id)
+
+    def _keys(self, queue: str) -> list[str]:
+        keys = {row.message.key for row in self._rows.values() if row.message.queue == queue and row.parked is None}
+        return sorted(key for key in keys if key is not None)
 
     def _leased(self, row: _Row) -> bool:
         return row.leased_until is not None and row.leased_until > self._clock()
@@ -331,9 +409,10 @@ class MemoryLink:
     async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
         token, now = uuid4(), self._store._clock()
         claimed: list[Delivery] = []
-        for want in wants:
-            due = self._due_rows(want, now)[: min(want.limit, total - len(claimed))]
-            claimed += [self._lease(row, token, now, lease) for row in due]
+        with self._store.lock:
+            for want in wants:
+                due = self._due_rows(want, now)[: min(want.limit, total - len(claimed))]
+                claimed += [self._lease(row, token, now, lease) for row in due]
         return claimed
 
     def _due_rows(self, want: Want, now: datetime) -> list[_Row]:
@@ -341,10 +420,30 @@ class MemoryLink:
             row
             for row in self._store._rows.values()
             if (row.message.queue, row.message.priority) == (want.band.queue, want.band.priority)
+            and row.message.key is None
             and (want.since or row.due_at) <= row.due_at <= now
             and not self._store._leased(row)
         ]
         return sorted(rows, key=lambda row: (row.due_at, row.id))
+
+    async def claim_keyed(self, want: KeyWant, *, lease: float) -> KeyClaim:
+        token, now = uuid4(), self._store._clock()
+        claimed: list[Delivery] = []
+        dues: list[datetime] = []
+        keys = [key for key in self._store._keys(want.queue) if want.after is None or key > want.after]
+        for place, key in enumerate(keys, 1):
+            line = self._store._line(want.queue, key)
+            startable = list(takewhile(lambda row: row.due_at <= now, line))
+            if not startable and line[0].due_at > now:
+                dues.append(line[0].due_at)
+            if any(row.parked is not None or self._store._leased(row) for row in line):
+                continue
+            most = min(want.run, want.limit - len(claimed))
+            with self._store.lock:
+                claimed += [self._lease(row, token, now, lease) for row in startable[:most]]
+            if len(claimed) >= want.limit and place < len(keys):
+                return KeyClaim(claimed, key, _first(dues, now))
+        return KeyClaim(claimed, None, _first(dues, now))
 
     def _lease(self, row: _Row, token: UUID, now: datetime, lease: float) -> Delivery:
         suspect = row.token is not None
@@ -355,7 +454,7 @@ class MemoryLink:
             queue=row.message.queue,
             key=row.message.key,
             payload=row.message.payload,
-            headers=json.loads(row.message.headers),
+            headers=read_headers(row.message.headers),
             priority=row.message.priority,
             attempts=row.attempts,
             deliveries=row.deliveries,
@@ -369,7 +468,9 @@ class MemoryLink:
 
     async def survey(self, queues: Sequence[str]) -> Survey:
         now = self._store._clock()
-        rows = [row for row in self._store._rows.values() if row.message.queue in queues]
+        live = [row for row in self._store._rows.values() if row.message.queue in queues and row.parked is None]
+        keyed = frozenset(row.message.queue for row in live if row.message.key is not None)
+        rows = [row for row in live if row.message.key is None]
         bands = sorted({(row.message.queue, -row.message.priority) for row in rows})
         paused = frozenset(self._store._paused.intersection(queues))
         recently = now - timedelta(seconds=1)
@@ -377,7 +478,8 @@ class MemoryLink:
         dues = [row.due_at for row in waiting if row.due_at > recently]
         return Survey(
             bands=tuple(Band(queue, -priority) for queue, priority in bands),
-            due_in=(min(dues) - now).total_seconds() if dues else None,
+            due_in=_first(dues, now),
+            keyed=keyed,
             paused=paused,
         )
 
@@ -394,18 +496,27 @@ class MemoryLink:
         return row is not None
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
-        ours = [row for delivery in deliveries if (row := self._store._held(delivery)) is not None]
-        for row in ours:
-            row.leased_until = self._store._clock() + timedelta(seconds=lease)
+        with self._store.lock:
+            ours = self._ours(deliveries)
+            for row in ours:
+                row.leased_until = self._store._clock() + timedelta(seconds=lease)
         return {row.id for row in ours}
+
+    async def ours(self, deliveries: Sequence[Delivery]) -> set[int]:
+        return {row.id for row in self._ours(deliveries)}
+
+    def _ours(self, deliveries: Sequence[Delivery]) -> list[_Row]:
+        rows = (self._store._held(delivery) for delivery in deliveries)
+        return [row for row in rows if row is not None and row.leased_until is not None]
 
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
         ours = set()
-        for settlement in settlements:
-            row = self._store._held(settlement.delivery)
-            if row is not None:
-                self._settle(row, settlement, worker)
-                ours.add(row.id)
+        with self._store.lock:
+            for settlement in settlements:
+                row = self._store._held(settlement.delivery)
+                if row is not None:
+                    self._settle(row, settlement, worker)
+                    ours.add(row.id)
         return ours
 
     def _settle(self, row: _Row, settlement: Settlement, worker: str) -> None:
@@ -425,16 +536,17 @@ class MemoryLink:
                     row.deliveries += begun
                     row.attempts += 1
                     row.first_attempt_at = row.first_attempt_at or now
-            case DeadLetter(reason, error):
-                if reason != "max_deliveries":
+            case DeadLetter() as dead:
+                if dead.reason != "max_deliveries":
                     row.deliveries += begun
                     row.attempts += 1
                 row.first_attempt_at = row.first_attempt_at or now
-                del self._store._rows[row.id]
-                id = next(self._store._ids)
-                self._store._dead[id] = MemoryDeadLetter(
-                    id=id, row=row, reason=reason, error=error, failed_at=now, worker=worker
-                )
+                row.failed_at = now
+                if dead.halts:
+                    row.parked, row.token, row.leased_until = dead, None, None
+                else:
+                    del self._store._rows[row.id]
+                    self._store._bury(row, dead, worker)
 
     async def notify(self, payload: str) -> None:
         self._store._tell(payload)
@@ -471,10 +583,42 @@ def _timer(message: NewMessage) -> tuple[str, str] | None:
     return None if message.timer_id is None else (message.queue, message.timer_id)
 
 
-def _conflict(one: NewMessage, other: NewMessage) -> bool:
+def _conflict(row: _Row, message: NewMessage) -> bool:
+    if row.parked is not None:
+        return row.message.message_id == message.message_id
+    return _same(row.message, message)
+
+
+def _same(one: NewMessage, other: NewMessage) -> bool:
     return one.message_id == other.message_id or (one.timer_id is not None and _timer(one) == _timer(other))
+
+
+def _first(dues: Sequence[datetime], now: datetime) -> float | None:
+    return (min(dues) - now).total_seconds() if dues else None
 
 
 def _changes(timer: NewMessage, message: NewMessage) -> bool:
     """Whether *message* is to change *timer*, with which it conflicts, instead of yielding to it."""
     return message.timer_conflict != "ignore" and message.timer_id is not None and _timer(timer) == _timer(message)
+
+
+def _dead_message(letter: MemoryDeadLetter) -> DeadMessage:
+    return DeadMessage(
+        id=letter.id,
+        message_id=letter.message.message_id,
+        queue=letter.message.queue,
+        key=letter.message.key,
+        payload=letter.message.payload,
+        headers=read_headers(letter.message.headers),
+        priority=letter.message.priority,
+        timer_id=letter.message.timer_id,
+        attempts_count=letter.row.attempts,
+        deliveries_count=letter.row.deliveries,
+        created_at=letter.row.created_at,
+        first_attempt_at=letter.row.first_attempt_at,
+        last_attempt_at=letter.failed_at,
+        failed_at=letter.failed_at,
+        reason=letter.reason,
+        error=letter.error,
+        worker=letter.worker,
+    )

@@ -4,6 +4,7 @@ A delivery is one claim of one row. Handlers see it through their framework's me
 written later, many at a time. The first vote stands.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +15,19 @@ from outbox_core.outcome import Vote
 
 TimerConflict: TypeAlias = Literal["ignore", "extend", "replace"]
 Completion: TypeAlias = Literal["asked", "committed", "unknown"]
+
+
+class UnreadableHeaders(dict[str, str]):
+    """Stands for headers that are no JSON object, in a row that somebody wrote by hand; its handler must not start."""
+
+
+def read_headers(text: str) -> Mapping[str, str]:
+    """The headers of a row. One bad row must not fail the claim that has found it together with good ones."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return UnreadableHeaders()
+    return found if isinstance(found, dict) else UnreadableHeaders()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +78,7 @@ class Delivery:
     lease_ends: float = 0.0
     begun: bool = field(default=False, init=False)  # counted in the row before its handler started
     lease_lost: bool = field(default=False, init=False)
+    acked: bool = field(default=False, init=False)  # decided, if not yet written: the next of its key may begin
     vote: Vote | None = field(default=None, init=False)
     session: object | None = field(default=None, init=False)
     completion: Completion | None = field(default=None, init=False)
@@ -106,8 +121,35 @@ class PendingMessage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadMessage:
+    """A dead letter. `parked`: it stays in the outbox table, which its `id` is of; then nobody noted the `worker`."""
+
+    id: int
+    message_id: UUID
+    queue: str
+    key: str | None
+    payload: bytes
+    headers: Mapping[str, str]
+    priority: int
+    timer_id: str | None
+    attempts_count: int
+    deliveries_count: int
+    created_at: datetime
+    first_attempt_at: datetime | None
+    last_attempt_at: datetime | None
+    failed_at: datetime | None
+    reason: str
+    error: str | None
+    worker: str | None
+    parked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueStats:
-    """One queue at one moment. `oldest_age` is in seconds, of the oldest message that is due; None if none is."""
+    """One queue at one moment. `oldest_age` is in seconds, of the oldest message that is due; None if none is.
+
+    `blocked_keys`: keys whose first message waits for another attempt or is dead and halts them, while others wait behind it.
+    """
 
     queue: str
     ready: int = 0

@@ -30,10 +30,14 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """No further try. *error* is the rendered exception, or None where nobody raised."""
+    """No further try. *error* is the rendered exception, or None where nobody raised.
+
+    *halts*: the other messages of its key wait until this one is redriven or released.
+    """
 
     reason: DeadReason
     error: str | None = None
+    halts: bool = False
 
 
 Outcome: TypeAlias = Ack | Retry | Release | DeadLetter

@@ -30,6 +30,7 @@ class Puller:
     alone as in a slot, because whoever pulls may be a handler, which would wait for its own end.
     """
 
+    longest_run = 1  # the next of a key is for whoever pulls when the one before it has its end
     alive = True  # nothing of its own runs on that could end
 
     def __init__(self, options: ConsumerOptions) -> None:
@@ -111,6 +112,9 @@ class Puller:
     @property
     def attended(self) -> bool:
         return bool(self._waiting)
+
+    def running(self) -> list[Delivery]:
+        return list(self._in_hands.copy())
 
     def room(self) -> int:
         return max(0, len(self._waiting) - len(self._suspects))

@@ -4,6 +4,7 @@ A strategy answers with a delay in seconds, which the database adds to its own c
 arguments are those of faststream-outbox, so a strategy written for it works here unchanged.
 """
 
+import sys
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,6 +12,7 @@ from random import Random
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from outbox_core.errors import OptionError, WrongType
+from outbox_core.quoting import quoted
 
 # make_interval() rejects more than this, and a century is longer than any outage.
 MAX_DELAY_SECONDS = 100 * 365 * 86_400.0
@@ -70,12 +72,17 @@ class _Bounded:
     random: Random = field(default_factory=Random, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.max_attempts is not None and (not isinstance(self.max_attempts, int) or self.max_attempts < 1):
-            raise OptionError(f"max_attempts must be >= 1 or None, got {self.max_attempts!r}")
+        if self.max_attempts is not None:
+            if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
+                raise WrongType("max_attempts", "an int or None", self.max_attempts)
+            if self.max_attempts < 1:
+                raise OptionError(f"max_attempts must be >= 1 or None, got {quoted(self.max_attempts)}")
         if self.max_total_delay_seconds is not None:
             _check_seconds("max_total_delay_seconds", self.max_total_delay_seconds)
-        if not 0 <= self.jitter_factor <= 2:
-            raise OptionError(f"jitter_factor must be between 0 and 2, got {self.jitter_factor!r}")
+        if not 0 <= _check_number("jitter_factor", self.jitter_factor) <= 2:
+            raise OptionError(f"jitter_factor must be between 0 and 2, got {quoted(self.jitter_factor)}")
+        if not isinstance(self.random, Random):
+            raise WrongType("random", "a random.Random", self.random)
         _check_exceptions("retry_on", self.retry_on)
         _check_exceptions("give_up_on", self.give_up_on)
 
@@ -153,8 +160,8 @@ class ExponentialRetry(_Bounded):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_seconds("initial_delay_seconds", self.initial_delay_seconds)
-        if not 1 <= self.multiplier < float("inf"):
-            raise OptionError(f"multiplier must be >= 1 and finite, got {self.multiplier!r}")
+        if not 1 <= _check_number("multiplier", self.multiplier) <= sys.float_info.max:
+            raise OptionError(f"multiplier must be >= 1 and finite, got {quoted(self.multiplier)}")
         if self.max_delay_seconds is not None:
             _check_seconds("max_delay_seconds", self.max_delay_seconds)
 
@@ -172,10 +179,16 @@ def default_retry() -> ExponentialRetry:
 
 
 def _check_seconds(name: str, value: float, *, zero: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise WrongType(name, "a number of seconds", value)
+    _check_number(name, value, "a number of seconds")
     if not (value >= 0 if zero else value > 0) or not value <= MAX_DELAY_SECONDS:
-        raise OptionError(f"{name} must be {'>=' if zero else '>'} 0 and at most a century of seconds, got {value!r}")
+        least = ">=" if zero else ">"
+        raise OptionError(f"{name} must be {least} 0 and at most a century of seconds, got {quoted(value)}")
+
+
+def _check_number(name: str, value: float, expected: str = "a number") -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise WrongType(name, expected, value)
+    return value
 
 
 def _check_exceptions(name: str, types: ExceptionTypes) -> None:

@@ -5,7 +5,7 @@ Names are those of faststream-outbox where the meaning is the same.
 
 Two choices carry the speed (docs/decisions/0001-leases-outside-the-indexes.md): no index contains a lease column, so
 that claiming a row is a heap-only-tuple update (PostgreSQL, src/backend/access/heap/README.HOT), and half of each page is
-left free for it.
+left free for it. Messages with a key are found through indexes of their own (docs/decisions/0011-order-by-key.md).
 """
 
 import re
@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Literal, TypeAlias
 
 from outbox_core.errors import InvalidName, MissingTable, WrongType
+from outbox_core.quoting import quoted
 
 Kind: TypeAlias = Literal["identity", "smallint", "integer", "string", "text", "uuid", "bytes", "json", "timestamp"]
 Default: TypeAlias = Literal["zero", "now", "uuid", "empty"]
@@ -86,6 +87,7 @@ _MESSAGE = (
     Column("timer_id", "string", nullable=True, length=NAME_LENGTH),
     Column("created_at", "timestamp", default="now"),
 )
+MESSAGE_COLUMNS = tuple(column.name for column in _MESSAGE)  # what a publisher says, and nobody changes
 _HISTORY = (
     Column("deliveries_count", "integer", default="zero"),
     Column("attempts_count", "integer", default="zero"),
@@ -104,14 +106,18 @@ OUTBOX = TableSpec(
         Column("next_attempt_at", "timestamp", default="now"),
         Column("acquired_token", "uuid", nullable=True),
         Column("leased_until", "timestamp", nullable=True),
+        # The key, while this message keeps the others of its key waiting: it is leased, or dead where that halts its key.
+        # Always null without a key, so that claiming an unkeyed row touches no index.
+        Column("held_key", "string", nullable=True, length=NAME_LENGTH),
         *_HISTORY,
         # Set on a message that is parked for want of a dead-letter table; a parked row is never claimed.
         Column("failure_reason", "string", nullable=True, length=64),
         Column("last_exception", "text", nullable=True),
     ),
     indexes=(
-        Index("ready", ("queue", "priority", "next_attempt_at", "id"), where_null=("failure_reason",)),
+        Index("ready", ("queue", "priority", "next_attempt_at", "id"), where_null=("failure_reason", "key")),
         Index("key", ("queue", "key", "id"), where_not_null=("key",), where_null=("failure_reason",)),
+        Index("held", ("queue", "held_key"), where_not_null=("held_key",)),
         Index(
             "timer", ("queue", "timer_id"), unique=True, where_not_null=("timer_id",), where_null=("failure_reason",)
         ),
@@ -141,6 +147,15 @@ QUEUES = TableSpec(
     ),
     indexes=(Index("queue", ("queue",), unique=True),),
 )
+INBOX = TableSpec(
+    columns=(
+        Column("id", "identity"),
+        Column("consumer", "string", length=NAME_LENGTH),
+        Column("message_id", "string", length=NAME_LENGTH),  # of somebody else's making, so it need not be a UUID
+        Column("received_at", "timestamp", default="now"),
+    ),
+    indexes=(Index("message", ("consumer", "message_id"), unique=True), Index("received", ("received_at",))),
+)
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -152,10 +167,10 @@ def check_identifier(what: str, name: object) -> str:
     if not _IDENTIFIER.fullmatch(name):
         hint = '; pass schema="…" for a table in a schema' if "." in name else ""
         raise InvalidName(
-            f"{what} must be letters, digits and underscores, not starting with a digit, got {name!r}{hint}"
+            f"{what} must be letters, digits and underscores, not starting with a digit, got {quoted(name)}{hint}"
         )
     if len(name) > MAX_IDENTIFIER:
-        raise InvalidName(f"{what} must be at most {MAX_IDENTIFIER} characters, got {len(name)}: {name!r}")
+        raise InvalidName(f"{what} must be at most {MAX_IDENTIFIER} characters, got {len(name)}: {quoted(name)}")
     return name
 
 
@@ -177,11 +192,12 @@ class Tables:
     archive: str | None = None
     queues: str | None = None
     schema: str | None = None
+    inbox: str | None = None
     channel: str = field(init=False)
 
     def __post_init__(self) -> None:
         named = {"outbox table": self.outbox, "dead-letter table": self.dead_letters}
-        named |= {"archive table": self.archive, "queues table": self.queues}
+        named |= {"archive table": self.archive, "queues table": self.queues, "inbox table": self.inbox}
         taken: dict[str, str] = {}
         for what, name in named.items():
             if name is None:
@@ -198,14 +214,14 @@ class Tables:
         """*name* quoted, with its schema."""
         return f'"{self.schema}"."{name}"' if self.schema else f'"{name}"'
 
-    def need(self, feature: str, table: Literal["dead_letters", "archive", "queues"]) -> str:
+    def need(self, feature: str, table: Literal["dead_letters", "archive", "queues", "inbox"]) -> str:
         """The quoted table that *feature* stands on, or `MissingTable` with the way out."""
         name: str | None = getattr(self, table)
         if name is None:
-            raise MissingTable(
-                f"{feature} needs the {table.replace('_', '-')} table; "
-                "make it with make_outbox_tables(metadata), or with make_dlq_table(metadata) for dead letters alone"
-            )
+            way_out = "make_outbox_tables(metadata), or with make_dlq_table(metadata) for dead letters alone"
+            if table == "inbox":
+                way_out = "make_inbox_table(metadata)"
+            raise MissingTable(f"{feature} needs the {table.replace('_', '-')} table; make it with {way_out}")
         return self.sql(name)
 
     def described(self) -> dict[str, TableSpec]:
@@ -215,6 +231,7 @@ class Tables:
             (self.dead_letters, DEAD_LETTERS),
             (self.archive, ARCHIVE),
             (self.queues, QUEUES),
+            (self.inbox, INBOX),
         )
         return {name: spec for name, spec in every if name is not None}
 

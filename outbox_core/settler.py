@@ -1,4 +1,4 @@
-"""Outcomes on their way into the database, and the leases of everything that is not there yet.
+"""Outcomes on their way into the database, and what is held of everything that is not there yet.
 
     outcomes --put--> batch --one fenced statement a kind--> rows
 
@@ -8,8 +8,7 @@ Settling is idempotent (id and token), so after an unknown answer it is simply r
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 from time import monotonic
 
@@ -19,7 +18,8 @@ from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
-from outbox_core.store import Link, Settlement
+from outbox_core.quoting import one_line
+from outbox_core.store import Settlement
 from outbox_core.waiting import within
 
 logger = logging.getLogger("outbox")
@@ -36,7 +36,7 @@ class Settler:
 
     def __init__(self, keeper: LinkKeeper, *, worker: str, observe: Observer) -> None:
         self._keeper = keeper
-        self._worker = worker
+        self.worker = worker
         self._observe = observe
         self._held: dict[Delivery, float] = {}  # with the length of its lease in seconds
         self._outcomes: dict[Delivery, Outcome] = {}
@@ -47,11 +47,13 @@ class Settler:
         self._unanswered: set[Delivery] = set()  # settlements that were sent and may have been written
         self._refusals: dict[Delivery, int] = {}  # settlements that failed alone
         self._moved = 0.0  # when there was the first outcome, or the last was written
-        self._watched = monotonic()
+        self.watched = monotonic()  # when all leases were seen to last, or were extended; the heartbeat writes it
+        self._catching_up = asyncio.Lock()
         self._works = False  # whether any was written since the last of these failures
         self.scheduled: Callable[[], None] = lambda: (
             None
         )  # called when messages may be claimed again, now or at a new time
+        self.extend: Callable[[], Awaitable[None]] = _extend_nothing  # the heartbeat's
         self.emptied: Callable[[], None] = lambda: None  # called when nothing is held any more
 
     # What is ours
@@ -61,6 +63,8 @@ class Settler:
         for delivery in deliveries:
             delivery.lease_ends = since + lease
             self._held[delivery] = lease
+        if monotonic() > since + lease:  # the loop was blocked while the answer waited for it
+            self.watched = 0.0
 
     @property
     def stuck(self) -> bool:
@@ -108,37 +112,40 @@ class Settler:
             self.forget(delivery)
         return delivery.begun
 
+    def leases(self) -> dict[Delivery, float]:
+        """What is held, with the length of its lease in seconds; from any thread, since a copy of a dict is atomic."""
+        return self._held.copy()
+
     def leases_run_down(self) -> bool:
-        """Whether a third of any lease is gone."""
+        """Whether a third of any lease is gone; from any thread."""
         now = monotonic()
-        if any(now > delivery.lease_ends - lease * 2 / 3 for delivery, lease in self._held.items()):
+        if any(now > delivery.lease_ends - lease * 2 / 3 for delivery, lease in self.leases().items()):
             return True
-        self._watched = now
+        self.watched = now
         return False
 
     def leases_unwatched(self) -> bool:
-        """Whether the loop was blocked for so long that leases may be over, though nobody else has claimed the rows."""
-        return monotonic() - self._watched > UNWATCHED and bool(self._held)
+        """Whether leases are over that nobody could extend in time, though perhaps nobody else has claimed the rows."""
+        now = monotonic()
+        if now - self.watched <= UNWATCHED:
+            return False
+        return any(now > delivery.lease_ends for delivery in self._held)
 
     async def catch_up(self) -> None:
         """Extend what is still ours, late as it is, before anything is done that trusts in a lease."""
-        try:
-            await self.extend()
-        except LinkDown:
-            self._watched = monotonic()  # the leases are what they were, and asking again at once would not help
+        async with self._catching_up:
+            if self.leases_unwatched():
+                await self.extend()
+                self.watched = monotonic()  # if that failed, asking again at once would not help
 
-    async def extend(self) -> None:
-        """Extend every lease that is held; forget those that are not ours any more. Raises `LinkDown`."""
-        for lease in set(self._held.values()):
-            held = [delivery for delivery, its in self._held.items() if its == lease and delivery.completion is None]
-            sent = monotonic()
-            ours = await self._keeper.call(partial(_extend, held, lease))
-            for delivery in held:
-                if delivery.id in ours:
-                    delivery.lease_ends = sent + lease
-                elif delivery not in self._unanswered and delivery.completion is None:  # or its end is our own doing
-                    self.forget(delivery)
-        self._watched = monotonic()
+    def lost(self, deliveries: Iterable[Delivery]) -> None:
+        """A look at the rows says that these are not ours; it may be older than what was done here since.
+
+        If its end is our own doing, which is on its way into the database or in a transaction there, that decides.
+        """
+        for delivery in deliveries:
+            if delivery not in self._outcomes and delivery.completion is None:
+                self.forget(delivery)
 
     # What becomes of it
 
@@ -166,10 +173,21 @@ class Settler:
         """Its handler's transaction has deleted the row."""
         if self._drop(delivery):
             self._observe(Settled(1, ()))
+            if delivery.key is not None:
+                self.scheduled()
 
     def undecided(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Those that are held and have no outcome yet."""
         return [delivery for delivery in deliveries if delivery in self._held and delivery not in self._outcomes]
+
+    def parting(self, begun: Iterable[Delivery]) -> list[Settlement]:
+        """What can be said of the rest if the process ends now with its loop blocked in one of *begun*; from any thread."""
+        outcomes, running = self._outcomes.copy(), set(begun)
+        return [
+            Settlement(delivery, outcomes.get(delivery) or Release())
+            for delivery in self.leases()
+            if delivery in outcomes or (delivery not in running and delivery.completion is None)
+        ]
 
     def hurry(self) -> None:
         """Do not linger: no handler is running that could add to the batch."""
@@ -213,7 +231,7 @@ class Settler:
             self._rest()
             return
         try:
-            ours = await self._keeper.call(lambda link: link.settle(batch, worker=self._worker))
+            ours = await self._keeper.call(lambda link: link.settle(batch, worker=self.worker))
         except LinkDown as down:
             self._failed(batch, down)
             await self._keeper.pause()
@@ -229,7 +247,13 @@ class Settler:
         if not self._refusals:
             oldest = islice(self._outcomes.items(), self._batch_limit)
         else:
-            fresh = [pair for pair in self._outcomes.items() if pair[0] not in self._refusals]
+            refused = {(one.queue, one.key) for one in self._refusals if one.key is not None}
+            fresh = [
+                (one, outcome)
+                for one, outcome in self._outcomes.items()
+                if one not in self._refusals
+                and (one.queue, one.key) not in refused  # or a key's end came before its begin
+            ]
             oldest = islice(fresh or self._outcomes.items(), self._batch_limit if fresh else 1)
         return [Settlement(delivery, outcome) for delivery, outcome in oldest]
 
@@ -251,7 +275,7 @@ class Settler:
                 lost.append(delivery.id)
                 self.forget(delivery)
         self._observe(Settled(len(batch), tuple(lost)))
-        if any(isinstance(settlement.outcome, Retry | Release) for settlement in batch):
+        if any(isinstance(one.outcome, Retry | Release) or one.delivery.key is not None for one in batch):
             self.scheduled()
 
     def _was_ours(self, delivery: Delivery) -> bool:
@@ -276,9 +300,9 @@ class Settler:
         self._refusals[delivery] = self._refusals.get(delivery, 0) + self._works
         self._works = False
         if self._refusals[delivery] >= GIVE_UP_AFTER:
-            logger.error("cannot settle message %s in %r: %s", delivery.id, delivery.queue, down)
+            logger.error("cannot settle message %s in %r: %s", delivery.id, delivery.queue, one_line(str(down)))
             self.forget(delivery)
 
 
-async def _extend(held: list[Delivery], lease: float, link: Link) -> set[int]:
-    return await link.extend(held, lease)
+async def _extend_nothing() -> None:
+    pass

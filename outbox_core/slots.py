@@ -1,6 +1,7 @@
 """The slots of one subscriber: long-lived tasks that take deliveries from a buffer and run its handler.
 
     buffer --next--> slot --handle--> decide --put--> settler
+       ^---- the next of its key, after an ack ----'
 
 A task a message, or a queue with locks, would cost more than everything else here; so a slot is a loop, and it yields by
 itself when its handler never waits.
@@ -20,6 +21,7 @@ from outbox_core.isolation import Isolation
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import Ack, Outcome, Release
+from outbox_core.runs import Runs
 from outbox_core.settler import Settler
 from outbox_core.waiting import within
 
@@ -29,6 +31,7 @@ Handler: TypeAlias = Callable[[Sequence[Delivery]], Awaitable[object]]
 Lane: TypeAlias = Callable[[], AbstractAsyncContextManager[object]]
 
 AHEAD = 0.1  # seconds of work that are claimed in advance
+LONGEST_RUN = 100  # messages of one key in one claim; if one of them fails, the rest was claimed for nothing
 MAX_AHEAD = 1_000  # messages; more were hardly faster, and all of them are suspects if the worker dies
 BLAME_PATIENCE = 10.0  # seconds that the outcome of a suspect may take into the database, before others go on
 LANE_PAUSE = 1.0  # seconds before a slot tries to enter a lane again
@@ -64,7 +67,9 @@ class Consumer:
         self._silence: Silence = silence
         self.ack_first = ack_first
         self.lane = lane
+        self.longest_run = LONGEST_RUN
         self._buffer: deque[Delivery] = deque()
+        self._runs = Runs()
         self._running: dict[Delivery, float] = {}
         self._cuts: dict[Delivery, asyncio.Timeout] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -130,17 +135,25 @@ class Consumer:
 
     @property
     def in_hand(self) -> int:
-        return len(self._buffer) + len(self._running)
+        return self._ahead + len(self._running)
+
+    @property
+    def _ahead(self) -> int:
+        """What has not begun."""
+        return len(self._buffer) + len(self._runs)
+
+    def running(self) -> list[Delivery]:
+        return list(self._running.copy())
 
     def room(self) -> int:
         """How many more messages the slots will start within the next moment, at least the idle slots."""
         if self._stopping:
             return 0
-        return max(0, self._target() - len(self._buffer))
+        return max(0, self._target() - self._ahead)
 
     def wants_more(self) -> bool:
         """Whether it is worth a claim: a slot would go idle, or half of what is held in advance is gone."""
-        return len(self._buffer) * 2 <= self._target() and self.room() > 0
+        return self._ahead * 2 <= self._target() and self.room() > 0
 
     def _target(self) -> int:
         slots = self.options.max_workers * (self.options.max_records if self.options.batch else 1)
@@ -156,20 +169,21 @@ class Consumer:
 
     def add(self, deliveries: Sequence[Delivery]) -> None:
         """Hand over claimed deliveries, in order."""
-        self._buffer.extend(deliveries)
+        self._buffer.extend(self._runs.admit(deliveries))
         if self._stopping:
             self.give_back()
-        for _ in range(min(len(deliveries), len(self._waiting))):
+        for _ in range(min(len(self._buffer), len(self._waiting))):
             self._wake_one()
 
     def give_back(self) -> int:
         """Release everything that has not begun."""
-        released = len(self._buffer)
-        while self._buffer:
-            self._settler.put(self._buffer.popleft(), Release())
+        released = [*self._buffer, *self._runs.give_up(self._buffer)]
+        self._buffer.clear()
+        for delivery in released:
+            self._settler.put(delivery, Release())
         if released:
             self._settler.hurry()
-        return released
+        return len(released)
 
     def give_back_stalled(self) -> None:
         """Give back what waits behind handlers of which none has come to its end since the last call."""
@@ -179,8 +193,10 @@ class Consumer:
 
     def lost(self, delivery: Delivery) -> None:
         """The lease of *delivery* is over: drop it if it has not begun, cut its handler if that was asked for."""
+        self._runs.drop(delivery)
         if delivery in self._buffer:
             self._buffer.remove(delivery)
+            self._go_on([delivery])
         cut = self._cuts.get(delivery) if self.options.cancel_on_lease_lost else None
         if cut is not None and not cut.expired():
             cut.reschedule(asyncio.get_running_loop().time())
@@ -228,9 +244,15 @@ class Consumer:
 
     def _take(self) -> list[Delivery]:
         """What one handler run gets."""
+        batch = [self._buffer.popleft()]
         if not self.options.batch:
-            return [self._buffer.popleft()]
-        return [self._buffer.popleft() for _ in range(min(len(self._buffer), self.options.max_records))]
+            return batch
+        most = self.options.max_records
+        batch += self._runs.join(batch[0], most - len(batch))
+        while self._buffer and len(batch) < most:
+            batch.append(first := self._buffer.popleft())
+            batch += self._runs.join(first, most - len(batch))
+        return batch
 
     def _wake_one(self) -> None:
         while self._waiting:
@@ -254,12 +276,26 @@ class Consumer:
             logger.exception("a slot of %r failed; it goes on", self.options.queues)
             for delivery in self._settler.undecided(batch):
                 self._settler.forget(delivery)
+        finally:
+            self._go_on(batch)
+
+    def _go_on(self, batch: list[Delivery]) -> None:
+        """Let those begin that waited behind *batch*, or give them back."""
+        if all(delivery.key is None for delivery in batch):
+            return
+        begin, back = self._runs.leave(batch)
+        for delivery in back:
+            self._settler.put(delivery, Release())
+        for delivery in reversed(begin):
+            self._buffer.appendleft(delivery)
+        if self._stopping:
+            self.give_back()
 
     async def _deliver(self, batch: list[Delivery]) -> None:
         if self._settler.leases_unwatched():
             await self._settler.catch_up()
             batch = self._still_startable(batch)
-        startable = [delivery for delivery in batch if self._settler.may_start(delivery, self.options)]
+        startable = self._unbroken(batch)
         suspects = [delivery for delivery in startable if delivery.suspect]
         normal = [delivery for delivery in startable if not delivery.suspect] if suspects else startable
         if normal and self._isolation.closed:
@@ -273,6 +309,17 @@ class Consumer:
                 self._isolation.leave()
         for suspect in suspects:
             await self._deliver_alone(suspect)
+
+    def _unbroken(self, batch: list[Delivery]) -> list[Delivery]:
+        """Those that may begin. If one may not, neither may those that follow it in its key."""
+        startable = [delivery for delivery in batch if self._settler.may_start(delivery, self.options)]
+        if len(startable) == len(batch):
+            return startable
+        broken = {(delivery.queue, delivery.key) for delivery in batch if delivery not in startable and delivery.key}
+        for delivery in startable:
+            if (delivery.queue, delivery.key) in broken:
+                self._settler.put(delivery, Release())
+        return [delivery for delivery in startable if (delivery.queue, delivery.key) not in broken]
 
     async def _deliver_alone(self, suspect: Delivery) -> None:
         async with self._isolation.alone():
@@ -333,6 +380,7 @@ class Consumer:
         self._seconds = each if self._seconds is None else self._seconds + 0.2 * (each - self._seconds)
         for delivery in batch:
             outcome = self.decide(delivery, error, seconds)
+            delivery.acked = self.ack_first or isinstance(outcome, Ack)
             if delivery.completion == "committed":
                 self._settler.completed(delivery)
             elif not self.ack_first:

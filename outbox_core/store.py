@@ -13,8 +13,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple, Protocol, TypeAlias
+from uuid import UUID
 
-from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage
+from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage
 from outbox_core.outcome import Outcome
 
 Armed: TypeAlias = Literal["armed", "proxied", "publishing"]
@@ -38,16 +39,43 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyWant:
+    """Claim at most *limit* messages with a key from *queue*, at most *run* of each key, going on after the key *after*.
+
+    None: begin with the first key.
+    """
+
+    queue: str
+    limit: int
+    run: int
+    after: str | None = None
+
+
+class KeyClaim(NamedTuple):
+    """What a claim of keys brought.
+
+    `deliveries`: key after key, each key's by id. `after`: the key after which the next claim goes on, None where this one
+    has come to the last key. `due_in`: seconds until the first message of one of the keys that it passed becomes due, None
+    if none of them waits.
+    """
+
+    deliveries: list[Delivery]
+    after: str | None
+    due_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Survey:
     """What lies in the queues, without a lease.
 
-    `bands`: those that have rows. `due_in`: seconds until the next message becomes due that no worker has and no pause holds
-    back; negative if one has become due within the last second, None if there is none of either kind. `paused`: queues
-    that no worker may claim from.
+    `bands`: those that have rows without a key. `due_in`: seconds until the next of these becomes due that no worker has and
+    no pause holds back; negative if one has become due within the last second, None if there is none of either kind.
+    `keyed`: queues that have rows with a key. `paused`: queues that no worker may claim from.
     """
 
     bands: tuple[Band, ...]
     due_in: float | None
+    keyed: frozenset[str]
     paused: frozenset[str]
 
 
@@ -60,23 +88,33 @@ class Settlement:
 
 
 class Difference(NamedTuple):
-    """One way in which a live table is not the described one. *fatal*: messages could not be published or handled.
+    """One way in which a live table is not the described one. *fatal*: messages could not be published, handled or
+    received.
 
-    *missing_table*: there is no such table, and this is the only difference.
+    *missing_table*: there is no such table, and this is the only difference. *needed*: by a worker, which has no use for an
+    inbox.
     """
 
     text: str
     fatal: bool
     missing_table: bool = False
+    needed: bool = True
 
 
 class Link(Protocol):
     """A worker's own connection. Its methods are called one at a time; any exception makes the caller replace it."""
 
     async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
-        """Lease up to *total* due messages for *lease* seconds, by want, then oldest first.
+        """Lease up to *total* due messages without a key for *lease* seconds, by want, then oldest first.
 
         Concurrent claims never return the same row. Rows whose lease has ended come back as suspects.
+        """
+
+    async def claim_keyed(self, want: KeyWant, *, lease: float) -> KeyClaim:
+        """Lease of each key the messages that come first, as long as they are due; none of a key of which any is leased.
+
+        So at any moment at most one claim has messages of a key, and it has the first ones by id. A key whose first message
+        is not due, or which is halted, is passed over.
         """
 
     async def survey(self, queues: Sequence[str]) -> Survey:
@@ -97,7 +135,14 @@ class Link(Protocol):
         """Count a delivery before its handler starts. False: the lease is lost. Repeating it counts once."""
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
-        """Extend the leases to *lease* seconds from now; return the ids that were still ours."""
+        """Extend the leases to *lease* seconds from now; return the ids that were still ours.
+
+        It waits for no other transaction: a row that one has locked is left as it is, and is not among them. A database
+        that is silent is given up early enough for another try.
+        """
+
+    async def ours(self, deliveries: Sequence[Delivery]) -> set[int]:
+        """The ids that are still ours, locked or not, as far as anything is committed. Changes nothing."""
 
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
         """Write all outcomes; return the ids that were still ours. Nothing is changed for the others.
@@ -173,10 +218,19 @@ class Store(Protocol):
     async def fetch_unprocessed(self, queue: str | None, limit: int, session: object | None) -> list[PendingMessage]:
         """The oldest *limit* rows by id, leased or not, without leasing them."""
 
+    async def fetch_dead_letters(
+        self, queue: str | None, reason: str | None, limit: int, session: object | None
+    ) -> list[DeadMessage]:
+        """The latest *limit* dead letters, those that are parked in the outbox table first."""
+
+    async def find(self, id: int | UUID, session: object | None) -> list[PendingMessage | DeadMessage]:
+        """Everything with that row id, in the outbox table and among the dead letters, or with that message id."""
+
     async def redrive(
         self,
         *,
         queue: str | None,
+        key: str | None,
         ids: Sequence[int] | None,
         reason: str | None,
         limit: int | None,
@@ -185,8 +239,12 @@ class Store(Protocol):
     ) -> int:
         """Put dead letters back with their message ids and fresh counters; how many (or would be, on a dry run).
 
-        At most *limit*, oldest first. One whose message id is live again stays dead, for that is the same message.
+        At most *limit*, oldest first. One whose message id is live again stays dead, for that is the same message. One that
+        halts its key keeps its place before the others of the key; it has no id among the dead letters, so *ids* leaves it.
         """
+
+    async def release_key(self, queue: str, key: str, session: object | None) -> bool:
+        """Give up the dead message that halts *key*, so that the next one can be claimed; say whether there was one."""
 
     async def purge_dead_letters(
         self, older_than: timedelta, queue: str | None, limit: int, session: object | None

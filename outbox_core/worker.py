@@ -2,9 +2,9 @@
 
     rows --claimer--> deliveries --slots, or who pulls--> outcomes --settler--> rows
 
-Three connections serve any number of subscribers and handlers: one claims, one settles and extends leases, one listens.
-They are the worker's own, never the application's pool. The worker survives any outage of the database, and stops in
-order: no more claims, give back what has not begun, wait for handlers, write what they did.
+Four connections serve any number of subscribers and handlers: one claims, one settles, one listens, and in a thread of its
+own one extends leases. They are the worker's own, never the application's pool. The worker survives any outage of the
+database, and stops in order: no more claims, give back what has not begun, wait for handlers, write what they did.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from outbox_core.claimant import Claimant
 from outbox_core.claimer import Claimer
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch
 from outbox_core.events import (
+    Claimed,
     ConnectionRestored,
     Event,
     LeaseLost,
@@ -30,16 +31,22 @@ from outbox_core.events import (
     WorkerStarted,
     WorkerStopped,
 )
+from outbox_core.heartbeat import Heartbeat
+from outbox_core.hints import Hints
 from outbox_core.isolation import Isolation
 from outbox_core.links import LinkDown, LinkKeeper
+from outbox_core.message import Delivery
+from outbox_core.options import check_stuck_timeout
+from outbox_core.quoting import one_line
 from outbox_core.settler import Settler
 from outbox_core.store import Link, Listener, Store
+from outbox_core.threads import LoopThread
 from outbox_core.waiting import Question, within
+from outbox_core.watchdog import Watchdog
 
 logger = logging.getLogger("outbox")
 
 TICK = 1.0  # seconds between looks at stalled buffers
-HEARTBEAT = 0.2  # seconds between looks at leases, the shortest of which is a second
 PROOF_TIMEOUT = 2.0  # seconds in which a notification to oneself must arrive
 PROOF_AGAIN = 60.0  # seconds until listening is proved again, or at most until it is tried again where it did not work
 NO_LISTEN = "this store has no wake-ups"
@@ -47,10 +54,22 @@ SETTLE_TIMEOUT = 5.0  # seconds for the last outcomes at the end
 
 
 class Worker:
-    """Runs claimants on a store. Loop-bound parts are made by `start`, so one object lives through many loops."""
+    """Runs claimants on a store. Loop-bound parts are made by `start`, so one object lives through many loops.
 
-    def __init__(self, store: Store, *, name: str | None = None, observers: Sequence[Observer] = ()) -> None:
+    *stuck_timeout*: seconds for which the event loop may be blocked with messages in hand before the process is ended
+    (`outbox_core.watchdog`); None: for ever.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str | None = None,
+        observers: Sequence[Observer] = (),
+        stuck_timeout: float | None = 30.0,
+    ) -> None:
         self.store = store
+        self.stuck_timeout = check_stuck_timeout(stuck_timeout)
         self.name = name or f"{socket.gethostname()}:{os.getpid()}:{token_hex(2)}"
         self._observers = list(observers)
         self._claimants: list[Claimant] = []
@@ -91,9 +110,11 @@ class Worker:
         self._settler = Settler(self._settles, worker=self.name, observe=self._observe)
         self._claimer = Claimer(self._claims, self._settler, observe=self._observe)
         self._claimer.listening = lambda: self._listening
+        self._hints = Hints(self._claimer.heard, serves=lambda queue: queue in self._claimer.queues)
         self._settler.scheduled = self._claimer.nudge
         self._settler.emptied = self._claimer.empty_handed
         self._isolation = Isolation()
+        self._start_thread()
         self._listen_tried = asyncio.Event()
         self._restored = asyncio.Event()
         self.running = True
@@ -102,11 +123,34 @@ class Worker:
         await self._listen_tried.wait()
         self._observe(WorkerStarted(self.name, tuple(queues), self._listening))
 
+    def _start_thread(self) -> None:
+        """Have leases extended and the loop watched from outside of it."""
+        self._outside = LoopThread("outbox-heartbeat")
+        post = self._outside.post
+        keeper = LinkKeeper("heartbeat", self.store, partial(post, self._observe))
+        loop = asyncio.get_running_loop()
+        self._heartbeat = Heartbeat(self._settler, keeper, runs=loop.is_running, post=post)
+        self._watchdog = Watchdog(
+            limit=self.stuck_timeout,
+            running=self._begun,
+            in_hand=lambda: not self._settler.idle,
+            part=lambda: self._heartbeat.part(self._begun()),
+            post=post,
+            observe=self._observe,
+        )
+        self._settler.extend = partial(self._outside.call, self._heartbeat.extend)
+        self._outside.start(self._heartbeat.run, self._watchdog.run)
+
+    def _begun(self) -> list[Delivery]:
+        """The deliveries whose handler has begun; from any thread."""
+        return [delivery for claimant in [*self._claimants] for delivery in claimant.running()]
+
     async def _check_tables(self) -> None:
         for table, differences in (await self.store.differences()).items():
-            if fatal := [difference.text for difference in differences if difference.fatal]:
+            needed = [difference for difference in differences if difference.needed]
+            if fatal := [difference.text for difference in needed if difference.fatal]:
                 raise SchemaMismatch(table, fatal)
-            for difference in differences:
+            for difference in needed:
                 logger.warning("%s in %s: %s; claims may be slow", table, self.store.name, difference.text)
 
     def add(self, claimant: Claimant) -> None:
@@ -161,7 +205,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        await asyncio.gather(self._claims.close(), self._settles.close())
+        await asyncio.gather(self._claims.close(), self._settles.close(), self._outside.stop())
         self._observe(WorkerStopped(self.name, self._released, self._cut))
         self._released = self._cut = 0
 
@@ -203,9 +247,11 @@ class Worker:
     # Health
 
     async def ping(self, timeout: float | None = None) -> bool:
-        """Whether the database answers, every loop is alive, and claims and settlements succeed. Never raises."""
+        """Whether the database answers, every loop is alive and free, and claims and settlements succeed. Never raises."""
         claiming_settling_tending = self._tasks[:3]
         if not self.running or any(task.done() for task in claiming_settling_tending):
+            return False
+        if self._watchdog.blocked or not self._outside.alive:
             return False
         if self._settler.stuck or not all(claimant.alive for claimant in self._claimants):
             return False
@@ -225,19 +271,11 @@ class Worker:
     # Loops
 
     async def _tend(self) -> None:
-        """Extend leases in time, and have given back what does not get any further."""
-        looked = monotonic()
+        """Have given back what does not get any further."""
         while True:
-            await asyncio.sleep(HEARTBEAT)
-            if monotonic() - looked >= TICK:
-                looked = monotonic()
-                for claimant in self._claimants:
-                    claimant.give_back_stalled()
-            if self._settler.leases_run_down():
-                try:
-                    await self._settler.extend()
-                except LinkDown:
-                    await self._settles.pause()
+            await asyncio.sleep(TICK)
+            for claimant in self._claimants:
+                claimant.give_back_stalled()
 
     async def _listen(self) -> None:
         """Keep a listener that is proved to hear, or say once that there is none."""
@@ -250,7 +288,7 @@ class Worker:
                     degraded, pause = None, TICK
                 elif degraded is None:
                     degraded = reason
-                    logger.warning("no wake-ups from %s: %s; polling instead", self.store.name, reason)
+                    logger.warning("no wake-ups from %s: %s; polling instead", self.store.name, one_line(reason))
                     self._observe(ListenDegraded(reason))
                 await self._pause_listening(pause * random.uniform(0.1, 1.0))  # noqa: S311  no secret
                 pause = min(pause * 2, PROOF_AGAIN)
@@ -273,7 +311,7 @@ class Worker:
             if payload == proof:
                 proved.set()
             else:
-                self._claimer.heard(payload)
+                self._hints.heard(payload)
 
         listener: Listener | None = None
         try:
@@ -302,6 +340,8 @@ class Worker:
     def _observe(self, event: Event) -> None:
         if isinstance(event, ConnectionRestored):
             self._restored.set()
+        if isinstance(event, Claimed):
+            self._hints.came_true()
         if isinstance(event, LeaseLost):
             for claimant in self._claimants:
                 if event.delivery.queue in claimant.options.queues:

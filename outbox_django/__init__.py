@@ -1,4 +1,4 @@
-"""The outbox for Django: publish inside `transaction.atomic()`, handle with `manage.py outbox_worker`.
+"""The outbox for Django: publish and receive inside `transaction.atomic()`, handle with `manage.py outbox_worker`.
 
 What only a worker needs is imported when it is first asked for, so that a web process that publishes imports no FastStream.
 """
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from outbox_core.faststream import OutboxPublisher, OutboxResponse, OutboxRoute, OutboxRouter
     from outbox_core.faststream.annotations import OutboxMessage
     from outbox_django.faststream import OutboxBroker, TestOutboxBroker
+    from outbox_django.inbox import areceive, receive
     from outbox_django.publishing import apublish, apublish_batch, publish, publish_batch
 
     broker: OutboxBroker
@@ -30,13 +31,16 @@ __all__ = [
     "TestOutboxBroker",
     "apublish",
     "apublish_batch",
+    "areceive",
     "broker",
     "publish",
     "publish_batch",
+    "receive",
 ]
 
 _HOMES = {
     **dict.fromkeys(("publish", "publish_batch", "apublish", "apublish_batch"), "outbox_django.publishing"),
+    **dict.fromkeys(("receive", "areceive"), "outbox_django.inbox"),
     **dict.fromkeys(("OutboxPublisher", "OutboxResponse", "OutboxRoute", "OutboxRouter"), "outbox_core.faststream"),
     "OutboxMessage": "outbox_core.faststream.annotations",
     **dict.fromkeys(("OutboxBroker", "TestOutboxBroker"), "outbox_django.faststream"),

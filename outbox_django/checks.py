@@ -221,24 +221,35 @@ def _unmigrated(options: OutboxSettings, alias: str, made_by_others: bool) -> Ch
 
 def _misfit(options: OutboxSettings, alias: str, table: str, difference: Difference) -> CheckMessage:
     if difference.missing_table:
-        return _missing(options, alias, difference.text)
-    consequence = "messages cannot be published or handled" if difference.fatal else "claims may be slow"
+        return _missing(options, alias, difference)
+    consequence, id = "messages cannot be published or handled", "outbox.W010"
+    if not difference.needed:
+        consequence, id = "receive() fails, or its purges are slow", "outbox.W012"
+    elif not difference.fatal:
+        consequence, id = "claims may be slow", "outbox.W011"
     return Warning(
         f"{table} in database {alias!r} does not fit this version: {difference.text}; {consequence}",
         hint=f"alter it to what manage.py sqlmigrate outbox 0001{_option(alias)} says"
         if options.managed
         else options.way_out(alias),
-        id="outbox.W010" if difference.fatal else "outbox.W011",
+        id=id,
     )
 
 
-def _missing(options: OutboxSettings, alias: str, text: str) -> CheckMessage:
+def _missing(options: OutboxSettings, alias: str, difference: Difference) -> CheckMessage:
+    text = difference.text
     if options.managed:
         return Warning(
             f"{text} in database {alias!r}, although it has been migrated",
             hint='OUTBOX["TABLE"] and OUTBOX["SCHEMA"] must be what they were then; if the table was dropped, make it as '
             f"manage.py sqlmigrate outbox 0001{_option(alias)} says",
             id="outbox.W008",
+        )
+    if not difference.needed:
+        return Info(
+            f"{text} in database {alias!r}, so receive() is refused; nothing else needs it",
+            hint=f"if messages from elsewhere are to be received there: {options.way_out(alias)}",
+            id="outbox.I002",
         )
     return Warning(f"{text} in database {alias!r}", hint=options.way_out(alias), id="outbox.W009")
 

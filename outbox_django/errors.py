@@ -11,7 +11,7 @@ class InvalidSettings(OptionError, ImproperlyConfigured):
 
 
 class NotInTransaction(NoTransaction, TransactionManagementError):
-    """A publish outside `atomic()`: it would be committed whatever becomes of the caller's own writes."""
+    """A publish, or a receive, outside `atomic()`: it would be committed whatever becomes of the caller's own writes."""
 
     def __init__(self, text: str, alias: str) -> None:
         self.alias = alias

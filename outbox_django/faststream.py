@@ -16,6 +16,7 @@ from outbox_core.faststream.response import OutboxPublishCommand
 from outbox_core.faststream.subscriber import OutboxSubscriber
 from outbox_core.message import NewMessage
 from outbox_core.options import check_max_workers
+from outbox_core.quoting import indent_traceback
 from outbox_django.dependencies import LaneProvider, filter_in_lane, in_lane
 from outbox_django.lanes import Lane, Lanes, in_thread
 from outbox_django.publishing import check_transaction
@@ -24,6 +25,8 @@ from outbox_django.signals import SignalSender
 from outbox_django.store import AtomicBlock, DjangoStore, InlineStore
 
 logger = logging.getLogger("outbox")
+handlers_logger = logging.getLogger("outbox.handlers")
+handlers_logger.addFilter(indent_traceback)
 
 SIGNALS_TIMEOUT = 5.0  # seconds for the receivers of the last signals
 
@@ -52,13 +55,16 @@ class OutboxBroker(CoreBroker):
         options["call_decorators"] = (*options.get("call_decorators", ()), in_lane)
         options.setdefault("max_workers", self.lanes.size)
         options.setdefault("graceful_timeout", settings.graceful_timeout)
-        options.setdefault("logger", logging.getLogger("outbox.handlers"))
+        options.setdefault("stuck_timeout", settings.stuck_timeout)
+        options.setdefault("max_payload_bytes", settings.max_payload_bytes)
+        options.setdefault("logger", handlers_logger)
         store = DjangoStore(
             using or settings.database,
             settings.tables,
             notify=settings.notify,
             listen_alias=settings.listen_database,
             conn_max_age=settings.conn_max_age,
+            insert_only=settings.insert_only,
         )
         options["lane"] = self.lanes
         super().__init__(store, **options)

@@ -51,6 +51,7 @@ class OutboxMessage(_Message):
     next_attempt_at = models.DateTimeField(db_default=Now())
     acquired_token = models.UUIDField(null=True, blank=True)
     leased_until = models.DateTimeField(null=True, blank=True)
+    held_key = models.CharField(max_length=255, null=True, blank=True)
     deliveries_count = models.IntegerField(db_default=0)
     attempts_count = models.IntegerField(db_default=0)
     first_attempt_at = models.DateTimeField(null=True, blank=True)
@@ -67,12 +68,17 @@ class OutboxMessage(_Message):
             models.Index(
                 fields=["queue", "priority", "next_attempt_at", "id"],
                 name=object_name(_settings.table, "ready"),
-                condition=Q(failure_reason__isnull=True),
+                condition=Q(failure_reason__isnull=True) & Q(key__isnull=True),
             ),
             models.Index(
                 fields=["queue", "key", "id"],
                 name=object_name(_settings.table, "key"),
                 condition=Q(key__isnull=False) & Q(failure_reason__isnull=True),
+            ),
+            models.Index(
+                fields=["queue", "held_key"],
+                name=object_name(_settings.table, "held"),
+                condition=Q(held_key__isnull=False),
             ),
         )
         constraints = (
@@ -143,3 +149,27 @@ class QueueControl(models.Model):
 
     def __str__(self) -> str:
         return f"{self.queue}, paused" if self.paused_at else self.queue
+
+
+class ReceivedMessage(models.Model):
+    """That a consumer has handled a message from elsewhere, as `outbox_django.receive` records it."""
+
+    id = models.BigAutoField(primary_key=True)
+    consumer = models.CharField(max_length=255)
+    message_id = models.CharField(max_length=255)
+    received_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = _settings.db_table("_inbox")
+        managed = _settings.managed
+        verbose_name = _("received message")
+        verbose_name_plural = _("received messages")
+        indexes = (models.Index(fields=["received_at"], name=object_name(f"{_settings.table}_inbox", "received")),)
+        constraints = (
+            models.UniqueConstraint(
+                fields=["consumer", "message_id"], name=object_name(f"{_settings.table}_inbox", "message")
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.message_id} by {self.consumer!r}"

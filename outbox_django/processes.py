@@ -17,6 +17,8 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
+from outbox_core.watchdog import STUCK_EXIT_CODE
+
 logger = logging.getLogger("outbox")
 
 RESTART_PAUSE = 1.0  # seconds before a child that was killed is replaced
@@ -59,8 +61,9 @@ class Supervisor:
     def _ended(self, child: BaseProcess) -> None:
         child.join()
         code = child.exitcode or 0
-        if code < 0 and not self._stopping:
-            logger.warning("worker process %s was killed by signal %d; starting another", child.pid, -code)
+        if (code < 0 or code == STUCK_EXIT_CODE) and not self._stopping:
+            what = f"was killed by signal {-code}" if code < 0 else f"was stuck, and ended with exit code {code}"
+            logger.warning("worker process %s %s; starting another", child.pid, what)
             time.sleep(RESTART_PAUSE)
             if not self._stopping:
                 self._start()

@@ -35,8 +35,8 @@ def publish(
     *standalone*: this message belongs to no transaction, so none is asked for. The other options are those of
     `OutboxBroker.publish`.
 
-    Raises `NotInTransaction` outside `atomic()`, `InvalidMessage`, `WrongType` or `CannotEncode` before anything is sent,
-    and `SchemaMismatch` or `ReadOnlyDatabase` where the database has no such table or takes no writes.
+    Raises `NotInTransaction` outside `atomic()`, `InvalidMessage`, `WrongType`, `CannotEncode` or `PayloadTooLarge` before
+    anything is sent, and `SchemaMismatch` or `ReadOnlyDatabase` where the database has no such table or takes no writes.
     """
     return _insert([_compose(message, queue, headers, options)], queue, using, standalone)[0]
 
@@ -92,7 +92,8 @@ def _compose_all(
 
 def _compose(message: Any, queue: str, headers: Mapping[str, str] | None, options: PublishOptions) -> NewMessage:
     check_options(options)
-    return compose(message, queue, headers=headers, **options)
+    limit = outbox_settings().max_payload_bytes
+    return compose(message, queue, headers=headers, max_payload_bytes=limit, **options)
 
 
 def _insert(messages: Sequence[NewMessage], queue: str, using: str | None, standalone: bool) -> list[int | None]:
@@ -108,7 +109,7 @@ def _insert(messages: Sequence[NewMessage], queue: str, using: str | None, stand
 def publishing_store() -> DjangoStore:
     """The store of `settings.OUTBOX`, for publishing; nothing is connected by it."""
     settings = outbox_settings()
-    return DjangoStore(settings.database, settings.tables, notify=settings.notify)
+    return DjangoStore(settings.database, settings.tables, notify=settings.notify, insert_only=settings.insert_only)
 
 
 def check_transaction(

@@ -14,10 +14,10 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError, atomic
 
-from outbox_core.errors import DatabaseUnavailable, SchemaMismatch, WrongType
+from outbox_core.errors import DatabaseUnavailable, NoPermission, SchemaMismatch, WrongType
 from outbox_core.schema import Tables
 from outbox_core.sql import Dialect, Maker, Row, SqlStore, dialect_for
-from outbox_core.sql.refusals import first_line, is_read_only, is_schema_refused
+from outbox_core.sql.refusals import GRANTS, first_line, is_forbidden, is_read_only, is_schema_refused
 from outbox_core.sql.store import SqlLink
 from outbox_core.store import Link, Listener, OnCommit
 from outbox_django.connections import BorrowedConnection, OwnConnection, database_settings
@@ -51,12 +51,13 @@ class DjangoStore(SqlStore):
         notify: bool = True,
         listen_alias: str | None = None,
         conn_max_age: float | None = None,
+        insert_only: bool = False,
     ) -> None:
         self._alias = alias
         self._listen_alias = listen_alias
         self._conn_max_age = conn_max_age
         self._dialects: dict[str, Dialect] = {}
-        super().__init__(tables or outbox_settings().tables, None, notify=notify)
+        super().__init__(tables or outbox_settings().tables, None, notify=notify, insert_only=insert_only)
 
     @property
     def alias(self) -> str:
@@ -171,6 +172,8 @@ class DjangoStore(SqlStore):
             if is_schema_refused(cause):
                 way_out = outbox_settings().way_out(connection.alias)
                 raise SchemaMismatch(self.tables.outbox, [f"{first_line(cause)}; {way_out}"]) from error
+            if is_forbidden(cause):
+                raise NoPermission(f"{first_line(cause)}; {GRANTS}") from error
             if is_read_only(cause):
                 raise ReadOnlyDatabase(
                     f"database {connection.alias!r} takes no writes ({first_line(cause)}); pass using= the alias of the "

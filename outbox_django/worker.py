@@ -1,220 +1,32 @@
-"""One worker process: what `manage.py outbox_worker` runs.
+"""What `manage.py outbox_worker` runs: a worker process with its lanes."""
 
-    connect --> say what is served --> handle --> a signal, or nothing left --> drain --> exit code
-
-The first SIGTERM or SIGINT drains: nothing more is claimed, what has not begun is given back, handlers may finish. The second
-ends the process at once; the leases of what it held run out, and others deliver it.
-"""
-
-import asyncio
-import logging
-import os
-import signal
-import sys
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
-from outbox_core.events import Event, Handled
-from outbox_core.waiting import within
-from outbox_django.commands import Exit
+from outbox_core.cli import process
+from outbox_core.cli.exits import Exit
+from outbox_core.cli.process import WorkerOptions, leave
 from outbox_django.faststream import OutboxBroker
 from outbox_django.store import DjangoStore
 
-logger = logging.getLogger("outbox")
-
-HEALTH_INTERVAL = 2.0  # seconds between looks at the worker's health
-PING_TIMEOUT = 5.0
-DRAIN_MARGIN = 10.0  # seconds for the last outcomes and the end of connections
+__all__ = ["Exit", "WorkerOptions", "WorkerProcess", "leave"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """`drain`: end when nothing is due. `once`: end after one message, or when none is due. `health_file` is touched while
-    the worker makes progress, and removed at the end."""
+class WorkerProcess(process.WorkerProcess):
+    """A project's broker that consumes until it is enough. *concurrency*: handlers at once; None: the settings' number."""
 
-    concurrency: int | None = None
-    graceful_timeout: float | None = None
-    drain: bool = False
-    once: bool = False
-    health_file: Path | None = None
-
-
-class WorkerProcess:
-    """A broker that consumes until somebody or something says that it is enough."""
-
-    def __init__(self, broker: OutboxBroker, options: WorkerOptions) -> None:
-        self._broker = broker
-        self._options = options
-        self._enough: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopped = False
-        self._failed = False
-
-    async def run(self) -> Exit:
-        """Work; raises what the broker's start raises."""
-        self._enough = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        if self._stopped:
-            self._enough.set()
-        self._configure()
-        self._broker.context.set_global("app", self)  # where FastStream looks for somebody to tell of a sys.exit()
-        if not await self._started(self._enough):
-            return Exit.CLEAN
-        try:
-            self._announce()
-            await self._warn_of_orphans()
-            await self._work(self._enough)
-        finally:
-            await self._broker.stop()
-        return self._report()
-
-    async def _started(self, enough: asyncio.Event) -> bool:
-        """Start the broker; False if it was to stop before it had."""
-        starting, stopped = asyncio.create_task(self._broker.start()), asyncio.create_task(enough.wait())
-        await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not starting.done():
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-            await self._broker.stop()
-            return False
-        starting.result()
-        return True
-
-    def exit(self) -> None:
-        """A handler called `sys.exit()`: drain, and end with an error, so that somebody looks."""
-        logger.error("a handler raised SystemExit; draining")
-        self._failed = True
-        self.stop()
-
-    def stop(self) -> None:
-        """Drain; callable from any thread, and before it runs."""
-        self._stopped = True
-        if self._loop is not None and self._enough is not None:
-            with suppress(RuntimeError):  # the loop is closed, so it has stopped
-                self._loop.call_soon_threadsafe(self._enough.set)
+    def __init__(self, broker: OutboxBroker, options: WorkerOptions, *, concurrency: int | None = None) -> None:
+        super().__init__(broker, options)
+        self._lanes = broker.lanes
+        if options.once:
+            broker.set_concurrency(1)
+        elif concurrency is not None:
+            broker.set_concurrency(concurrency)
+        self.handlers_at_once = broker.lanes.size
 
     @property
     def alias(self) -> str:
         """The database that has the outbox."""
         return cast("DjangoStore", self._broker.store).alias
 
-    @property
-    def patience(self) -> float:
-        """Seconds that a drain may take."""
-        return (self._broker.config.graceful_timeout or 0) + DRAIN_MARGIN
-
-    def listen_to_signals(self) -> None:
-        """The first drains, the second ends the process. To be called in the running loop of the main thread."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, number)
-
-    def _signalled(self, number: signal.Signals) -> None:
-        if self._enough is None or not self._enough.is_set():
-            logger.info("%s: draining; once more to end at once", number.name)
-            self.stop()
-            return
-        logger.warning("%s again: ending at once; what was in hand will be delivered again", number.name)
-        leave(128 + number)
-
-    # Steps
-
-    def _configure(self) -> None:
-        options = self._options
-        if options.once:
-            self._broker.set_concurrency(1)
-            self._broker.watch(self._halt_after_one)
-        elif options.concurrency is not None:
-            self._broker.set_concurrency(options.concurrency)
-        if options.graceful_timeout is not None:
-            self._broker.config.broker_config.graceful_timeout = options.graceful_timeout
-
-    def _halt_after_one(self, event: Event) -> None:
-        if isinstance(event, Handled):
-            self._broker.halt()
-            self.stop()
-
-    def _announce(self) -> None:
-        logger.info(
-            "worker on %s: queues %s; %d at once",
-            self._broker.store.name,
-            ", ".join(self._broker.served_queues),
-            self._broker.lanes.size,
-        )
-
-    async def _warn_of_orphans(self) -> None:
-        """Messages that no handler of this project takes would wait for ever, unseen."""
-        try:
-            queues = await self._broker.store.queues()
-        except Exception:  # the database went away again: the worker survives that, and need not be warned
-            logger.debug("could not look for queues without a handler", exc_info=True)
-            return
-        for queue in queues:
-            if queue not in self._broker.subscribed_queues:
-                logger.warning(
-                    "queue %r has messages and no handler in this project; they wait until somebody handles it", queue
-                )
-
-    async def _work(self, enough: asyncio.Event) -> None:
-        ends: list[asyncio.Task[object]] = [asyncio.create_task(enough.wait())]
-        if self._options.drain or self._options.once:
-            ends.append(asyncio.create_task(self._broker.drained()))
-        health = asyncio.create_task(self._show_health())
-        try:
-            await asyncio.wait([*ends, health], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            enough.set()
-            await asyncio.gather(health)
-            for end in ends:
-                end.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
-
-    async def _show_health(self) -> None:
-        assert self._enough is not None, "it runs"
-        path = self._options.health_file
-        if path is None:
-            await self._enough.wait()
-            return
-        wrong: str | None = None
-        try:
-            while not self._enough.is_set():
-                before, wrong = wrong, await self._touch(path)
-                if wrong is not None and wrong != before:
-                    logger.error("%s", wrong)
-                await within(HEALTH_INTERVAL, self._enough.wait())
-        finally:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-
-    async def _touch(self, path: Path) -> str | None:
-        """Touch the file if there is progress; otherwise say what is wrong."""
-        if not await self._broker.ping(PING_TIMEOUT):
-            return f"the worker makes no progress; {path} is not touched until it does"
-        return _touched(path)
-
-    def _report(self) -> Exit:
-        logger.info("stopped after handling %d messages", self._broker.handled)
-        if cut := max(self._broker.abandoned, self._broker.lanes.busy):
-            logger.warning("cut %d handlers; the messages of those that did not finish will be delivered again", cut)
-            return Exit.ABANDONED
-        return Exit.FAILED if self._failed else Exit.CLEAN
-
-
-def _touched(path: Path) -> str | None:
-    try:
-        path.touch()
-    except OSError as error:  # a full disk, say: handling goes on, and whoever looks at the file draws the conclusion
-        return f"cannot touch the health file: {error}"
-    return None
-
-
-def leave(code: int) -> None:
-    """End the process now: a thread that is stuck in a handler would keep it for ever."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
+    def _still_busy(self) -> int:
+        return self._lanes.busy

@@ -7,7 +7,7 @@ parameter of any type is the field of its name if there is one, or else the whol
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from inspect import Parameter, Signature, isasyncgenfunction, isgeneratorfunction, unwrap
+from inspect import Parameter, Signature, unwrap
 from typing import Annotated, Any, ForwardRef, cast, get_args, get_origin
 
 from fast_depends.dependencies import Dependant as FastDependsDependant
@@ -146,11 +146,6 @@ def _replaced(dependant: Dependant, calls: set[Callable[..., Any]], by: Callable
 
 def check_handler(call: Callable[..., Any]) -> None:
     """`HandlerError` for a handler that cannot be called with a message, or that depends on what cannot."""
-    plain = unwrap(call)
-    if isgeneratorfunction(plain) or isasyncgenfunction(plain):
-        raise HandlerError(
-            f"{name_of(call)}() yields, so that calling it runs none of it; return one reply, or publish"
-        )
     for parameter in _signature_or_none(call):
         _refuse_unnamed(call, parameter)
         if _depends_of(parameter) is None:

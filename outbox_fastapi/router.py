@@ -73,7 +73,7 @@ class HandlerOptions(RouteOptions, ResponseOptions, total=False):
 class OutboxRouter(APIRouter):
     """Routes and handlers on one outbox.
 
-    *engine*, *outbox_table*, *dlq_table*, *notify*, *listen_dsn* and most other options are those of
+    *engine*, *outbox_table*, *dlq_table*, *notify*, *listen_dsn*, *insert_only* and most other options are those of
     `outbox_sqlalchemy.OutboxBroker`; *prefix*, *tags*, *dependencies* and their like are `APIRouter`'s, and dependencies are
     FastAPI's. Without an engine it publishes on sessions, and consumes under `TestOutboxBroker`.
 
@@ -91,6 +91,7 @@ class OutboxRouter(APIRouter):
         dlq_table: Table | None = None,
         notify: bool = True,
         listen_dsn: str | None = None,
+        insert_only: bool = False,
         lifespan: Lifespan[Any] | None = None,
         setup_state: bool = True,
         schema_url: str | None = "/asyncapi",
@@ -121,6 +122,7 @@ class OutboxRouter(APIRouter):
             dlq_table=dlq_table,
             notify=notify,
             listen_dsn=listen_dsn,
+            insert_only=insert_only,
             dependencies=dependencies,
             injection=self._injection,
             tags=specification_tags,

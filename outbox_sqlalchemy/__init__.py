@@ -10,12 +10,20 @@ from outbox_core.faststream import (
 from outbox_core.faststream.annotations import OutboxMessage
 from outbox_core.retry import ConstantRetry, ExponentialRetry, LinearRetry, NoRetry
 from outbox_sqlalchemy.broker import OutboxBroker
+from outbox_sqlalchemy.inbox import Inbox
 from outbox_sqlalchemy.store import SqlAlchemyStore
-from outbox_sqlalchemy.tables import OutboxTables, make_dlq_table, make_outbox_table, make_outbox_tables
+from outbox_sqlalchemy.tables import (
+    OutboxTables,
+    make_dlq_table,
+    make_inbox_table,
+    make_outbox_table,
+    make_outbox_tables,
+)
 
 __all__ = [
     "ConstantRetry",
     "ExponentialRetry",
+    "Inbox",
     "LinearRetry",
     "NoRetry",
     "OutboxBroker",
@@ -28,6 +36,7 @@ __all__ = [
     "SqlAlchemyStore",
     "TestOutboxBroker",
     "make_dlq_table",
+    "make_inbox_table",
     "make_outbox_table",
     "make_outbox_tables",
 ]

@@ -13,13 +13,14 @@ from outbox_sqlalchemy.tables import OutboxTables, names_of
 
 
 class OutboxBroker(CoreBroker):
-    """Publishes on SQLAlchemy sessions and connections; consumes on three connections of its own.
+    """Publishes on SQLAlchemy sessions and connections; consumes on connections of its own.
 
     *engine*: the caller's, never disposed; without one, the broker only publishes, with `session=`. *outbox_table*: made by
     `make_outbox_table`, or the whole set of `make_outbox_tables`; None: a table named "outbox". *dlq_table*: where dead
     letters go; None: they stay in the outbox table, parked with their reason. *notify*: whether publishers wake sleeping
     workers; without it they poll. *listen_dsn*: where the worker's own connections go, past the pooler that the engine's
-    URL names. The other arguments are those of `outbox_core.faststream.OutboxBroker`.
+    URL names. *insert_only*: the database role may INSERT and nothing else, so publishing returns None instead of row ids,
+    and timers are neither extended nor replaced. The other arguments are those of `outbox_core.faststream.OutboxBroker`.
     """
 
     def __init__(
@@ -30,13 +31,15 @@ class OutboxBroker(CoreBroker):
         dlq_table: Table | None = None,
         notify: bool = True,
         listen_dsn: str | None = None,
+        insert_only: bool = False,
         **options: Unpack[BrokerOptions],
     ) -> None:
         if isinstance(outbox_table, OutboxTables) and dlq_table is not None:
             raise OptionError("dlq_table is part of the set made by make_outbox_tables; pass one of them")
         tables = names_of(outbox_table, dlq_table)
         self.engine = engine
-        super().__init__(SqlAlchemyStore(engine, tables, notify=notify, listen_dsn=listen_dsn), **options)
+        store = SqlAlchemyStore(engine, tables, notify=notify, listen_dsn=listen_dsn, insert_only=insert_only)
+        super().__init__(store, **options)
 
     async def start(self) -> None:
         """Connect, check the tables, and consume. Does nothing if it does already; `NotStarted` without an engine."""

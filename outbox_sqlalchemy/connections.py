@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import socket
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection
@@ -45,6 +47,16 @@ class OwnConnection:
     def driver(self) -> Any:
         """The driver's own connection object."""
         return self.sqlalchemy.dialect.get_driver_connection(self._dbapi)
+
+    def cut(self) -> None:
+        """End the wait of whatever waits for the server; the connection is lost. SQLite has no server, and no such wait."""
+        driver = self.driver
+        with suppress(Exception):  # it may be half-way through its own end
+            if hasattr(driver, "terminate"):  # asyncpg's
+                driver.terminate()
+            elif hasattr(driver, "fileno"):
+                with socket.socket(fileno=socket.dup(driver.fileno())) as duplicate:
+                    duplicate.shutdown(socket.SHUT_RDWR)
 
     async def close(self) -> None:
         """Close it, without waiting for a dead peer; never raises.

@@ -1,4 +1,4 @@
-"""What a caller may pass as *session*, and what is wrong with it if it cannot be used.
+"""What a caller may pass as *session*, to publish or to receive, and what is wrong with it if it cannot be used.
 
 Nothing here opens, flushes or commits anything of the caller's.
 """
@@ -20,7 +20,7 @@ _ASYNC = "an AsyncSession or AsyncConnection"
 _SYNC = "a Session or Connection"
 _AUTOCOMMIT = (
     "the connection is in AUTOCOMMIT, so the message would not be atomic with anything; "
-    "publish in a transaction, or without a session"
+    "use one in a transaction (a publish of its own needs no session)"
 )
 
 
@@ -43,7 +43,9 @@ def asynchronous(session: object) -> AsyncSession | AsyncConnection:
     if isinstance(session, AsyncConnection):
         return _started(session)
     if isinstance(session, Session | Connection | scoped_session):
-        raise WrongType("session", _ASYNC, session, "use publish_sync(...) with a synchronous session")
+        raise WrongType(
+            "session", _ASYNC, session, "use publish_sync(...) or receive_sync(...) with a synchronous session"
+        )
     if isinstance(session, AsyncEngine):
         raise WrongType("session", _ASYNC, session, "pass a session or connection of it, in your transaction")
     raise WrongType("session", f"{_ASYNC}, or None", session)
@@ -56,7 +58,9 @@ def synchronous(session: object) -> Session | Connection:
     if isinstance(session, Session | Connection):
         return session
     if isinstance(session, AsyncSession | AsyncConnection):
-        raise WrongType("session", _SYNC, session, "use await publish(...) with an asynchronous session")
+        raise WrongType(
+            "session", _SYNC, session, "use await publish(...) or receive(...) with an asynchronous session"
+        )
     raise WrongType("session", _SYNC, session)
 
 
@@ -80,9 +84,7 @@ def in_transaction(session: Session | Connection) -> Session | Connection:
         if not session.in_transaction():
             _begin(session)
         if not session.is_active:
-            raise NoTransaction(
-                "the session cannot be used after an error, so nothing was published; roll it back first"
-            )
+            raise NoTransaction("the session cannot be used after an error, so nothing was written; roll it back first")
     return session
 
 
@@ -98,7 +100,7 @@ def place_of(session: Session | Connection) -> Connection | Engine:
 
 def _begin(session: Session) -> None:
     if not session.autobegin:
-        raise NoTransaction('the session begins no transaction by itself; publish inside "async with session.begin()"')
+        raise NoTransaction('the session begins no transaction by itself; use it inside "async with session.begin()"')
     session.begin()
 
 
@@ -111,20 +113,20 @@ def _named_errors() -> Iterator[None]:
             f"the session is bound to no engine: {error}; if it has one for each table, pass its connection instead"
         ) from error
     except (InvalidRequestError, ResourceClosedError) as error:
-        raise NoTransaction(f"the session cannot be used, so nothing was published: {error}") from error
+        raise NoTransaction(f"the session cannot be used, so nothing was written: {error}") from error
 
 
 def _started(connection: AsyncConnection) -> AsyncConnection:
     if connection.sync_connection is None:
-        raise NoTransaction('the connection was never opened; publish inside "async with engine.begin() as connection"')
+        raise NoTransaction('the connection was never opened; use it inside "async with engine.begin() as connection"')
     return connection
 
 
 def _usable(connection: Connection) -> Connection:
     if connection.closed:
-        raise NoTransaction("the connection is closed, so nothing was published; publish before you close it")
+        raise NoTransaction("the connection is closed, so nothing was written; use it before you close it")
     if connection.invalidated:
-        raise NoTransaction("the connection was lost and its transaction with it, so nothing was published")
+        raise NoTransaction("the connection was lost and its transaction with it, so nothing was written")
     if _is_autocommit(connection):
         raise NoTransaction(_AUTOCOMMIT)
     return connection

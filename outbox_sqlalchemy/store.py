@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from copy import copy
 from functools import cached_property, partial
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import URL, Connection, TextClause, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -18,6 +18,8 @@ from sqlalchemy.pool import NullPool
 
 from outbox_core.errors import (
     DatabaseUnavailable,
+    NoPermission,
+    NoTransaction,
     NotStarted,
     OptionError,
     SchemaMismatch,
@@ -25,7 +27,14 @@ from outbox_core.errors import (
 )
 from outbox_core.schema import Tables
 from outbox_core.sql import Dialect, Maker, Row, SqlStore, Statement, begun, dialect_for
-from outbox_core.sql.refusals import first_line, is_login_refused, is_schema_refused
+from outbox_core.sql.refusals import (
+    GRANTS,
+    first_line,
+    is_aborted,
+    is_forbidden,
+    is_login_refused,
+    is_schema_refused,
+)
 from outbox_core.sql.remember import remembered
 from outbox_core.store import Listener, OnCommit
 from outbox_sqlalchemy.commits import after_commit
@@ -56,12 +65,18 @@ class SqlAlchemyStore(SqlStore):
         *,
         notify: bool = True,
         listen_dsn: str | None = None,
+        insert_only: bool = False,
     ) -> None:
         if engine is not None:
             _check_engine(engine)
+        if listen_dsn is not None:
+            _check_listen_dsn(listen_dsn, engine)
+        if not isinstance(notify, bool):
+            raise WrongType("notify", "True or False", notify)
         self.engine = engine
         self._listen_dsn = listen_dsn
-        super().__init__(tables, None if engine is None else dialect_for(engine.dialect.name, tables), notify=notify)
+        dialect = None if engine is None else dialect_for(engine.dialect.name, tables)
+        super().__init__(tables, dialect, notify=notify, insert_only=insert_only)
 
     @property
     def name(self) -> str:
@@ -83,6 +98,8 @@ class SqlAlchemyStore(SqlStore):
         """Raise `DatabaseUnavailable` for what says that nobody answers, or not to us."""
         try:
             yield
+        except NoPermission:  # an OSError too, as Python has it
+            raise
         except (OSError, InterfaceError, OperationalError) as error:
             raise self._unavailable(error) from error
         except Exception as error:
@@ -114,16 +131,29 @@ class SqlAlchemyStore(SqlStore):
     def _run_on(self, make: Maker, connection: Connection) -> Sequence[Sequence[Row]]:
         check_same_database(connection, self.engine)
         statements = make(self._dialect_of(connection))
-        try:
+        with self._refusals():
             return [_execute(connection, statement) for statement in statements]
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Raise an error of ours for what the database says of the tables, of our rights or of the caller's transaction."""
+        try:
+            yield
         except DBAPIError as error:
+            if is_aborted(_driver_error(error)):
+                raise NoTransaction(
+                    "the transaction has failed already, so nothing was written; roll it back, or use a savepoint "
+                    "(session.begin_nested()) around what may fail"
+                ) from error
             if is_schema_refused(_driver_error(error)):
                 raise SchemaMismatch(
-                    self.tables.outbox, [f"{first_line(_driver_error(error))}; create or migrate it before publishing"]
+                    self.tables.outbox, [f"{first_line(_driver_error(error))}; create or migrate it first"]
                 ) from error
+            if is_forbidden(_driver_error(error)):
+                raise NoPermission(f"{first_line(_driver_error(error))}; {GRANTS}") from error
             raise
 
-    def _dialect_of(self, connection: Connection) -> Dialect:
+    def _dialect_of(self, connection: Connection | AsyncEngine) -> Dialect:
         if self.dialect is None:
             self.dialect = dialect_for(connection.dialect.name, self.tables)
         return self.dialect
@@ -137,14 +167,15 @@ class SqlAlchemyStore(SqlStore):
     # Connections of a worker's own
 
     async def _look(self, make: Maker) -> Sequence[Sequence[Row]]:
-        if self._engine.dialect.name == "sqlite":  # one in memory is nowhere but in its pool
+        """On a connection of a worker's own: with a deadline, since a worker that starts must not hang, and past poolers."""
+        if self._engine.dialect.name == "sqlite":  # a database in memory is nowhere but in the engine's pool
             return await super()._look(make)
-        connection = await self._connect()
+        executor = await self.open()
         try:
-            with self._outages():
-                return await connection.sqlalchemy.run_sync(partial(self._run_on, make))
+            with self._outages(), self._refusals():
+                return [await executor.execute(statement) for statement in make(self._dialect_of(self._engine))]
         finally:
-            await connection.close()
+            await executor.close()
 
     async def open(self) -> "SqlAlchemyExecutor":
         engine = self._engine
@@ -162,7 +193,7 @@ class SqlAlchemyStore(SqlStore):
 
     async def _connect(self) -> OwnConnection:
         try:
-            return await OwnConnection.open(self._worker_engine)
+            return await OwnConnection.open(self._worker_engine())
         except (OSError, SQLAlchemyError, TimeoutError) as error:
             raise self._unavailable(error) from error
         except Exception as error:  # asyncpg raises its own errors for a refused login, outside SQLAlchemy's
@@ -170,16 +201,17 @@ class SqlAlchemyStore(SqlStore):
                 raise self._unavailable(error) from error
             raise
 
-    @cached_property
     def _worker_engine(self) -> AsyncEngine:
-        """What a worker's connections are made by.
+        """What a connection of a worker's is made by; one for each, since an asynchronous pool is for one event loop.
 
         With `listen_dsn` straight to the database: a sleeping worker holds session locks, which a pooler would leak.
         """
-        if self._listen_dsn is None:
-            engine = _beside_its_pool(self._engine)
-        else:
-            engine = create_async_engine(self._listen_dsn, poolclass=NullPool)
+        return self._direct_engine if self._listen_dsn is not None else _beside_its_pool(self._engine)
+
+    @cached_property
+    def _direct_engine(self) -> AsyncEngine:
+        assert self._listen_dsn is not None, "it was asked for"
+        engine = create_async_engine(self._listen_dsn, poolclass=NullPool)
         look_out(engine.sync_engine.pool)
         return engine
 
@@ -198,9 +230,25 @@ class SqlAlchemyExecutor:
         self.keeps_settings = not connection.pooled
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
-        async with asyncio.timeout(DEADLINE):
-            result = await self._connection.sqlalchemy.execute(_clause(statement.text), statement.parameters)
-            return result.fetchall() if result.returns_rows else ()
+        """A statement that takes too long, or that nobody waits for any more, costs its connection.
+
+        Cancelling it would not end it: psycopg asks the server to, and gives it ten seconds to answer.
+        """
+        running = asyncio.create_task(self._execute(statement))
+        try:
+            await asyncio.wait([running], timeout=DEADLINE)
+        finally:
+            if not running.done():
+                self._connection.cut()
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+        if running.cancelled():
+            raise TimeoutError(f"no answer within {DEADLINE:g} s")
+        return running.result()
+
+    async def _execute(self, statement: Statement) -> Sequence[Row]:
+        result = await self._connection.sqlalchemy.execute(_clause(statement.text), statement.parameters)
+        return result.fetchall() if result.returns_rows else ()
 
     def together(self) -> AbstractAsyncContextManager[None]:
         return begun(self)
@@ -213,12 +261,29 @@ def _beside_its_pool(engine: AsyncEngine) -> AsyncEngine:
     """One that connects as *engine* does, listeners included, and waits for nobody who has all of its connections."""
     twin = copy(engine.sync_engine)
     twin.pool = twin.pool.recreate()  # as `Engine.dispose` does
+    look_out(twin.pool)
     return AsyncEngine(twin)
 
 
 def _check_engine(engine: object) -> None:
     if not isinstance(engine, AsyncEngine):
         raise WrongType("engine", "an AsyncEngine", engine, 'use create_async_engine("postgresql+asyncpg://…") for it')
+
+
+def _check_listen_dsn(dsn: object, engine: AsyncEngine | None) -> None:
+    """What is wrong with it would be seen by a worker only, and then as a connection that is down."""
+    if not isinstance(dsn, str | URL):
+        raise WrongType("listen_dsn", "a str", dsn)
+    try:
+        dialect = make_url(dsn).get_dialect(_is_async=True)
+    except (ImportError, ValueError, SQLAlchemyError) as error:
+        raise OptionError(f"listen_dsn must be a URL that create_async_engine takes: {type(error).__name__}") from None
+    if not dialect.is_async:
+        raise OptionError(f"listen_dsn must name an asynchronous driver, got {dialect.name}+{dialect.driver}")
+    if engine is not None and dialect.name != engine.dialect.name:
+        raise OptionError(
+            f"listen_dsn must lead to the engine's database, got {dialect.name} for {engine.dialect.name}"
+        )
 
 
 @remembered

@@ -33,7 +33,7 @@ from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeEngine
 
 from outbox_core import schema as described
-from outbox_core.errors import OptionError, WrongType
+from outbox_core.errors import InvalidName, OptionError, WrongType
 from outbox_core.schema import OUTBOX_STORAGE, Tables, TableSpec, check_identifier, object_name
 from outbox_core.sql.sqlite import NOW
 
@@ -45,6 +45,7 @@ class OutboxTables(NamedTuple):
     dead_letters: Table | None = None
     archive: Table | None = None
     queues: Table | None = None
+    inbox: Table | None = None
 
 
 def make_outbox_table(metadata: MetaData, table_name: str = "outbox", schema: str | None = None) -> Table:
@@ -62,20 +63,36 @@ def make_dlq_table(metadata: MetaData, table_name: str = "outbox_dlq", schema: s
     return _make_table(metadata, described.DEAD_LETTERS, table_name, schema, "dead-letter table")
 
 
-def make_outbox_tables(
-    metadata: MetaData, prefix: str = "outbox", schema: str | None = None, *, archive: bool = False
-) -> OutboxTables:
-    """The whole set: `<prefix>`, `<prefix>_dlq`, `<prefix>_queues`, and with *archive* `<prefix>_archive`.
+def make_inbox_table(metadata: MetaData, table_name: str = "outbox_inbox", schema: str | None = None) -> Table:
+    """What has been received from elsewhere, for an `Inbox`; in whatever database its handlers write to."""
+    return _make_table(metadata, described.INBOX, table_name, schema, "inbox table")
 
-    With an archive, handled messages are moved there instead of deleted.
+
+def make_outbox_tables(
+    metadata: MetaData, prefix: str = "outbox", schema: str | None = None, *, archive: bool = False, inbox: bool = False
+) -> OutboxTables:
+    """The whole set: `<prefix>`, `<prefix>_dlq`, `<prefix>_queues`; if asked for, `<prefix>_archive` and `<prefix>_inbox`.
+
+    With an archive, handled messages are moved there instead of deleted. The inbox is for an `Inbox` on the same database.
     """
-    Tables(prefix, f"{prefix}_dlq", f"{prefix}_archive" if archive else None, f"{prefix}_queues", schema)  # all or none
+    Tables(  # all or none
+        outbox=prefix,
+        dead_letters=f"{prefix}_dlq",
+        archive=f"{prefix}_archive" if archive else None,
+        queues=f"{prefix}_queues",
+        schema=schema,
+        inbox=f"{prefix}_inbox" if inbox else None,
+    )
+    for option, value in (("archive", archive), ("inbox", inbox)):
+        if not isinstance(value, bool):
+            raise WrongType(option, "True or False", value)
     done = _make_table(metadata, described.ARCHIVE, f"{prefix}_archive", schema, "archive table") if archive else None
     return OutboxTables(
         outbox=make_outbox_table(metadata, prefix, schema),
         dead_letters=make_dlq_table(metadata, f"{prefix}_dlq", schema),
         archive=done,
         queues=_make_table(metadata, described.QUEUES, f"{prefix}_queues", schema, "queues table"),
+        inbox=make_inbox_table(metadata, f"{prefix}_inbox", schema) if inbox else None,
     )
 
 
@@ -101,21 +118,31 @@ def names_of(
                 f"all tables of an outbox must be in one schema, got {outbox_name} in {schema!r} and "
                 f"{table.name} in {table.schema!r}"
             )
-    return Tables(
+    tables = Tables(
         outbox=outbox_name,
         dead_letters=None if given.dead_letters is None else given.dead_letters.name,
         archive=None if given.archive is None else given.archive.name,
         queues=None if given.queues is None else given.queues.name,
         schema=schema,
+        inbox=None if given.inbox is None else given.inbox.name,
     )
+    if dead_letters is not None and dead_letters.columns and "failed_at" not in dead_letters.columns:
+        raise OptionError(
+            f"dlq_table must be made by make_dlq_table, got {dead_letters.name!r}, which has no failed_at"
+        )
+    return tables
 
 
 def _make_table(metadata: MetaData, spec: TableSpec, name: str, schema: str | None, what: str) -> Table:
     if not isinstance(metadata, MetaData):
         raise WrongType("metadata", "a MetaData", metadata)
     check_identifier(what, name)
+    if schema is None:
+        schema = metadata.schema
     if schema is not None:
         check_identifier("schema", schema)
+    if (name if schema is None else f"{schema}.{name}") in metadata.tables:
+        raise InvalidName(f"{what} {name!r} is on this metadata already; use the Table that is there, or another name")
     table = Table(name, metadata, *map(_make_column, spec.columns), schema=schema, sqlite_autoincrement=True)
     for index in spec.indexes:
         _add_index(table, index)

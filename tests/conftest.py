@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, MetaData, create_engine, make_url
@@ -10,7 +11,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from outbox_sqlalchemy import make_outbox_tables
 from tests.databases import execute, postgres_database, postgres_server, with_driver
+from tests.parallel import ALONE, Scheduler
 from tests.places import Place
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    return Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In several processes, what one of them is busy with for long is begun first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(ALONE))
 
 
 @pytest.fixture(scope="session")

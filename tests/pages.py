@@ -1,7 +1,8 @@
 """The examples in README.md and docs/: which there are, and how those of one page are run.
 
 A fenced `python` block below `<!-- run -->` is a whole program, and below `<!-- file: shop.py -->` a module that the
-programs of the page can import. `python -m tests.pages PAGE` runs a page's programs, in a new folder each.
+programs of the page can import. `python -m tests.pages PAGE` runs a page's programs, in a new folder each; those of one
+section if that is named, as in `docs/how-to/metrics-and-traces.md#prometheus`.
 """
 
 import os
@@ -16,13 +17,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
+_SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 _BLOCK = re.compile(r"^(?:<!-- (run|file: \S+\.py) -->\n+)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Example(NamedTuple):
-    """One block of a page: what its mark says ("", "run" or "file: …"), the line it begins on, and its code."""
+    """One block of a page: what its mark says ("", "run" or "file: …"), its section, the line it begins on, and its code."""
 
     mark: str
+    section: str  # as links name it; "" above the first one
     line: int
     code: str
 
@@ -30,16 +33,28 @@ class Example(NamedTuple):
 def examples(page: Path) -> list[Example]:
     text = page.read_text()
     return [
-        Example(found[1] or "", text.count("\n", 0, found.start(2)) + 1, found[2]) for found in _BLOCK.finditer(text)
+        Example(
+            found[1] or "",
+            _section_at(text, found.start()),
+            text.count("\n", 0, found.start(2)) + 1,
+            found[2],
+        )
+        for found in _BLOCK.finditer(text)
     ]
 
 
-def run_page(page: Path) -> None:
+def _section_at(text: str, position: int) -> str:
+    titles = _SECTION.findall(text, 0, position)
+    return titles[-1].lower().replace(" ", "-") if titles else ""
+
+
+def run_page(page: Path, section: str = "") -> None:
     """Run the page's programs in this process; a traceback shows the lines of the page."""
-    files = files_of(page)
-    for example in examples(page):
-        if example.mark == "run":
-            run_program(page, example, files)
+    programs = [one for one in examples(page) if one.mark == "run" and section in ("", one.section)]
+    if not programs:
+        raise SystemExit(f"no program to run in {page}, section {section or 'any'}")
+    for program in programs:
+        run_program(page, program, files_of(page))
 
 
 def run_program(page: Path, example: Example, files: dict[str, str]) -> None:
@@ -69,7 +84,8 @@ def files_of(page: Path) -> dict[str, str]:
 
 def main(arguments: Sequence[str]) -> None:
     for argument in arguments:
-        run_page(Path(argument).resolve())
+        page, _, section = argument.partition("#")
+        run_page(Path(page).resolve(), section)
 
 
 if __name__ == "__main__":

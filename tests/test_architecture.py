@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.parallel import unit_of
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("outbox_core", "outbox_sqlalchemy", "outbox_django", "outbox_fastapi")
 COMPAT = "outbox_core/faststream/_compat.py"
@@ -53,6 +55,14 @@ def test_the_top_level_holds_what_the_design_names_and_nothing_else() -> None:
     ignored = [line.removesuffix("/") for line in (ROOT / ".gitignore").read_text().splitlines()]
     visible = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert {name for name in visible if not any(fnmatch(name, pattern) for pattern in ignored)} <= TOP_LEVEL
+
+
+def test_a_file_with_fixtures_of_its_own_is_run_by_one_process() -> None:
+    sources = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    files = [
+        name for name, text in sources.items() if re.search(r'^@pytest\.fixture\(scope="module"', text, re.MULTILINE)
+    ]
+    assert [name for name in files if unit_of(f"{name}::test_one") != unit_of(f"{name}::test_two")] == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -274,7 +274,7 @@ def test_the_events_page_names_every_event() -> None:
 
 
 def test_the_schema_page_names_every_column() -> None:
-    specs = (schema.OUTBOX, schema.DEAD_LETTERS, schema.ARCHIVE, schema.QUEUES)
+    specs = (schema.OUTBOX, schema.DEAD_LETTERS, schema.ARCHIVE, schema.QUEUES, schema.INBOX)
     assert {name for spec in specs for name in spec.names} <= documented(REFERENCE / "schema.md")
 
 

@@ -4,9 +4,12 @@ Entering it (`async with broker`) connects and consumes nothing; `start` consume
 started again after a stop, on another event loop too.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
+from inspect import iscoroutinefunction
+from os import getpid
 from typing import Any, TypedDict, Unpack, cast
 
 from fast_depends import Provider, dependency_provider
@@ -15,7 +18,16 @@ from faststream.middlewares import AckPolicy
 from faststream.response import PublishType
 from faststream.specification.schema import BrokerSpec
 
-from outbox_core.envelope import PublishOptions, check_queue, check_timer_id, refuse_for_batches
+from outbox_core.envelope import (
+    MAX_PAYLOAD_BYTES,
+    PublishOptions,
+    check_key,
+    check_max_payload_bytes,
+    check_name,
+    check_queue,
+    check_timer_id,
+    refuse_for_batches,
+)
 from outbox_core.errors import NotStarted, OptionError, SchemaMismatch, WrongType
 from outbox_core.events import Observer
 from outbox_core.faststream._compat import EMPTY, BrokerUsecase, ContextRepo, FastDependsConfig
@@ -23,15 +35,19 @@ from outbox_core.faststream.command_line import is_command_line, read_flag, read
 from outbox_core.faststream.config import Injection, OutboxBrokerConfig, make_outbox_logger_state
 from outbox_core.faststream.message import OutboxMessage
 from outbox_core.faststream.producer import OutboxProducer, TransactionPolicy
-from outbox_core.faststream.registrator import OutboxRegistrator
+from outbox_core.faststream.registrator import OutboxRegistrator, check_ack_policy
 from outbox_core.faststream.response import OutboxPublishCommand
 from outbox_core.faststream.subscriber import OutboxSubscriber
 from outbox_core.message import OutboxStats, PendingMessage
-from outbox_core.options import check_max_workers
+from outbox_core.options import check_graceful_timeout, check_max_workers, check_renderer
+from outbox_core.quoting import quoted
 from outbox_core.slots import Lane
 from outbox_core.store import Store
 from outbox_core.waiting import Question, drive
 from outbox_core.worker import Worker
+
+MAX_ID = 2**63 - 1  # of a bigint
+MAX_AGE = timedelta(days=36_525)  # a century, as for retries
 
 
 class SharedOptions(TypedDict, total=False):
@@ -41,7 +57,10 @@ class SharedOptions(TypedDict, total=False):
     observers: Sequence[Observer]
     worker_name: str | None
     max_workers: int
+    max_payload_bytes: int
+    last_exception_renderer: Callable[[BaseException], str] | None
     graceful_timeout: float | None
+    stuck_timeout: float | None
     decoder: Any
     parser: Any
     codec: Any
@@ -76,9 +95,14 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
     """Publishes into an outbox table and consumes from it.
 
     *require_transaction* says what a publish without a session does: nothing special, a warning, or `NoTransaction`.
-    *graceful_timeout*: seconds that handlers get at a stop; None does not wait. *log_level*: of the two records that
-    FastStream writes for each message; they cost more than the rest of the pipeline, so they are at DEBUG. *observers*
-    are called with every event of the engine (`outbox_core.events`). *max_workers*: of subscribers that do not say.
+    *graceful_timeout*: seconds that handlers get at a stop; None does not wait. *stuck_timeout*: seconds for which the event
+    loop may be blocked with messages in hand before the process is ended; None: for ever. *log_level*: of the two records
+    that FastStream writes for each message; they cost more than the rest of the pipeline, so they are at DEBUG.
+    *observers* are called with every event of the engine (`outbox_core.events`). *max_workers*: of subscribers that do not
+    say.
+    *max_payload_bytes*: of an encoded body; a larger one is refused when it is published, and handled if it is there.
+    *last_exception_renderer*: makes the text that a dead letter keeps of an exception, for those whose exceptions repeat
+    what nobody may keep; without it, type and text.
     *lane*: entered around each delivery, a place for its handler; *call_decorators*: put around every handler: together
     they let an adapter give handlers threads and connections. *injection*: finds the handlers' arguments, in FastDepends'
     place. The other arguments are FastStream's own.
@@ -92,10 +116,13 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         observers: Sequence[Observer] = (),
         worker_name: str | None = None,
         max_workers: int = 1,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        last_exception_renderer: Callable[[BaseException], str] | None = None,
         lane: Lane | None = None,
         call_decorators: Sequence[Callable[..., Any]] = (),
         injection: Injection | None = None,
         graceful_timeout: float | None = 15.0,
+        stuck_timeout: float | None = 30.0,
         decoder: Any = None,
         parser: Any = None,
         codec: Any = None,
@@ -118,22 +145,25 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         context: ContextRepo | None = None,
     ) -> None:
         if require_transaction not in ("ignore", "warn", "error"):
-            raise OptionError(f"require_transaction must be 'ignore', 'warn' or 'error', got {require_transaction!r}")
-        if isinstance(graceful_timeout, bool) or not isinstance(graceful_timeout, int | float | None):
-            raise WrongType("graceful_timeout", "a number of seconds or None", graceful_timeout)
-        if graceful_timeout is not None and not 0 <= graceful_timeout < float("inf"):
-            raise OptionError(f"graceful_timeout must be >= 0 seconds or None, got {graceful_timeout!r}")
+            raise OptionError(
+                f"require_transaction must be 'ignore', 'warn' or 'error', got {quoted(require_transaction)}"
+            )
+        if worker_name is not None:
+            check_name("worker_name", worker_name)
+        observers, worker = _checked_observers(observers), None
+        if store is not None:
+            worker = Worker(store, name=worker_name, observers=observers, stuck_timeout=stuck_timeout)
         config = OutboxBrokerConfig(
             store=store,
-            worker=None if store is None else Worker(store, name=worker_name, observers=observers),
+            worker=worker,
             require_transaction=require_transaction,
             broker_middlewares=middlewares,
             broker_parser=parser,
             broker_decoder=decoder,
             broker_codec=codec,
             broker_dependencies=dependencies,
-            graceful_timeout=graceful_timeout,
-            ack_policy=ack_policy,
+            graceful_timeout=check_graceful_timeout(graceful_timeout),
+            ack_policy=check_ack_policy(ack_policy),
             id_generator=id_generator,
             logger=make_outbox_logger_state(logger=logger, log_level=log_level),
             fd_config=FastDependsConfig(
@@ -148,9 +178,13 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
             lane=lane,
             injection=injection,
             max_workers=check_max_workers(max_workers),
+            max_payload_bytes=check_max_payload_bytes(max_payload_bytes),
+            last_exception_renderer=check_renderer(last_exception_renderer),
         )
         config.producer = OutboxProducer(config)
         config.default_driver_annotations = _annotations(type(self))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
         self._question = Question(self._reaches_database)
         super().__init__(
             config=config,
@@ -179,7 +213,18 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         return store
 
     async def start(self) -> None:
-        """Connect, check the tables, and consume. Does nothing if it does already."""
+        """Connect, check the tables, and consume. Does nothing if it does already.
+
+        Raises `NotStarted` in a process that was forked from one in which it runs, and on another event loop: there it
+        would do nothing, and nothing would be consumed.
+        """
+        loop = asyncio.get_running_loop()
+        if self.running and self._loop is not loop:
+            raise NotStarted(
+                f"this broker was started on another event loop, in process {self._process}, and this is {getpid()}; "
+                "stop it there before you start it here, or make one for each"
+            )
+        self._loop, self._process = loop, getpid()
         await self.connect()
         worker = self.config.broker_config.worker
         try:
@@ -238,6 +283,9 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
 
         Raises `OptionError` for a queue that has no subscriber here.
         """
+        for what, names in (("queues", queues), ("exclude", exclude)):
+            if isinstance(names, str) or not isinstance(names, Collection | None):
+                raise WrongType(what, "a list of queues", names)
         known = self.subscribed_queues
         for queue in (*(queues or ()), *exclude):
             if queue not in known:
@@ -250,7 +298,7 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         worker = self.config.broker_config.worker
         if worker is None:
             raise NotStarted("this broker has no database, so there is nothing to watch; create it with an engine")
-        worker.watch(observer)
+        worker.watch(*_checked_observers((observer,)))
 
     def halt(self) -> None:
         """Let no handler begin any more; what has not begun is given back, and what runs goes on until `stop`."""
@@ -286,8 +334,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         one does: "ignore" it, "extend" the first to the later of both times, or "replace" the first. *message_id*: a UUID
         that stays with the message for ever; publishing the same one again inserts nothing and returns None.
 
-        Raises `InvalidMessage`, `WrongType` or `CannotEncode` before anything is sent, so that the caller's transaction
-        stays usable.
+        Raises `InvalidMessage`, `WrongType`, `CannotEncode` or `PayloadTooLarge` before anything is sent, so that the
+        caller's transaction stays usable.
         """
         if is_command_line() and not self.running:
             options, standalone = read_options(options), read_flag("standalone", standalone)
@@ -356,7 +404,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         return await self._basic_request(command, producer=self.config.producer)
 
     def _command(self, *messages: Any, **options: Any) -> OutboxPublishCommand:
-        options["correlation_id"] = options.get("correlation_id") or self.config.broker_config.new_correlation_id()
+        if options.get("correlation_id") is None:
+            options["correlation_id"] = self.config.broker_config.new_correlation_id()
         return OutboxPublishCommand(*messages, **options)
 
     # Operating
@@ -379,15 +428,19 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         limit: int | None = None,
         dry_run: bool = False,
         session: object | None = None,
+        *,
+        key: str | None = None,
     ) -> int:
         """Put dead letters back, oldest first, with their message ids and fresh counters; how many.
 
-        The filters are combined; none means all. With *dry_run* nothing is changed.
+        The filters are combined; none means all. With *dry_run* nothing is changed. A message that halts its key comes first
+        and keeps its place in the order; others with a key go to its end.
         """
         return await self.store.redrive(
             queue=_checked_filter(queue),
+            key=None if key is None else check_key(key),
             ids=_checked_ids(ids),
-            reason=reason,
+            reason=None if reason is None else check_name("reason", reason),
             limit=None if limit is None else _checked_limit(limit),
             dry_run=dry_run,
             session=session,
@@ -404,9 +457,16 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         """Delete up to *limit* dead letters that failed more than *older_than* ago; how many."""
         if not isinstance(older_than, timedelta):
             raise WrongType("older_than", "a timedelta", older_than)
-        if older_than < timedelta(0):
-            raise OptionError(f"older_than must not be negative, got {older_than!r}")
+        if not timedelta(0) <= older_than <= MAX_AGE:
+            raise OptionError(f"older_than must be between 0 and {MAX_AGE.days:,} days, got {older_than!r}")
         return await self.store.purge_dead_letters(older_than, _checked_filter(queue), _checked_limit(limit), session)
+
+    async def release_key(self, queue: str, key: str, *, session: object | None = None) -> bool:
+        """Let *key* go on without the dead message that halts it; say whether there was one.
+
+        The message goes to the dead letters, from where `redrive` puts it at the end of its key.
+        """
+        return await self.store.release_key(check_queue(queue), check_key(key), session)
 
     async def stats(self) -> OutboxStats:
         """Counts by queue at one moment; it reads the whole table."""
@@ -439,6 +499,8 @@ def _urls(specification_url: str | Iterable[str] | None, store: Store | None) ->
         kind, known, _ = ("" if store is None else store.name).partition(":")
         return [f"{kind if known else 'outbox'}://outbox"]
     given = [specification_url] if isinstance(specification_url, str) else specification_url
+    if not isinstance(given, Iterable):
+        raise WrongType("specification_url", "a str, or a list of them", given)
     return [_without_secrets(url) for url in given]
 
 
@@ -459,15 +521,32 @@ def _checked_filter(queue: str | None) -> str | None:
 
 
 def _checked_ids(ids: Sequence[int] | None) -> Sequence[int] | None:
-    for id in ids or ():
+    if ids is None:
+        return None
+    if isinstance(ids, str | bytes) or not isinstance(ids, Collection):
+        raise WrongType("ids", "a list of the ids of dead letters", ids)
+    for id in ids:
         if isinstance(id, bool) or not isinstance(id, int):
             raise WrongType("ids", "the ids of dead letters", id)
-    return ids
+        if not 1 <= id <= MAX_ID:
+            raise OptionError(f"ids must be between 1 and {MAX_ID}, got {quoted(id)}")
+    return list(ids)
 
 
 def _checked_limit(limit: int) -> int:
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise WrongType("limit", "an int", limit)
     if limit < 1:
-        raise OptionError(f"limit must be >= 1, got {limit}")
+        raise OptionError(f"limit must be >= 1, got {quoted(limit)}")
+    if limit > MAX_ID:
+        raise OptionError(f"limit must be at most {MAX_ID}, got {quoted(limit)}")
     return limit
+
+
+def _checked_observers(observers: Sequence[Observer]) -> Sequence[Observer]:
+    if not isinstance(observers, Sequence):
+        raise WrongType("observers", "a list of functions", observers)
+    for observer in observers:
+        if not callable(observer) or iscoroutinefunction(observer):
+            raise WrongType("an observer", "a function that takes an event, not asynchronous", observer)
+    return observers

@@ -3,18 +3,19 @@
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from faststream.message import StreamMessage, gen_cor_id
 from faststream.middlewares import AckPolicy
 
 from outbox_core.completion import Transaction
+from outbox_core.envelope import MAX_PAYLOAD_BYTES
 from outbox_core.faststream._compat import (
     EMPTY,
     BrokerConfig,
     ContextRepo,
     DefaultLoggerStorage,
+    LoggerState,
     PublisherSpecificationConfig,
     PublisherUsecaseConfig,
     SubscriberSpecificationConfig,
@@ -24,6 +25,7 @@ from outbox_core.faststream._compat import (
 )
 from outbox_core.faststream.producer import ProducerSlot, SyncProducer, TransactionPolicy
 from outbox_core.options import ConsumerOptions
+from outbox_core.quoting import indent_traceback, one_line
 from outbox_core.slots import Lane
 from outbox_core.store import Store
 from outbox_core.worker import Worker
@@ -56,6 +58,8 @@ class OutboxBrokerConfig(BrokerConfig):
     lane: Lane | None = None
     injection: Injection | None = None
     max_workers: int = 1
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    last_exception_renderer: Callable[[BaseException], str] | None = None
     serves: Callable[[str], bool] = _all_queues
     producer = ProducerSlot()
     sync_producer = ProducerSlot()
@@ -142,8 +146,20 @@ class OutboxLoggerStorage(DefaultLoggerStorage):
                 context=context,
                 log_level=self.logger_log_level,
             )
+            logger.addFilter(indent_traceback)
             self._logger_ref.add(logger)
         return logger
 
 
-make_outbox_logger_state = partial(make_logger_state, default_storage_cls=OutboxLoggerStorage)
+class OutboxLoggerState(LoggerState):
+    """FastStream's records, of which those about failures repeat what an exception says, each on one line."""
+
+    __slots__ = ()
+
+    def log(self, message: str, *args: Any, **options: Any) -> None:
+        super().log(one_line(message), *args, **options)
+
+
+def make_outbox_logger_state(logger: Any, log_level: int) -> LoggerState:
+    made = make_logger_state(logger=logger, log_level=log_level, default_storage_cls=OutboxLoggerStorage)
+    return OutboxLoggerState(made.log_level, made.params_storage)

@@ -13,7 +13,7 @@ from faststream.message import AckStatus, StreamMessage, decode_message
 from outbox_core.envelope import CONTENT_TYPE, CORRELATION_ID, JSON_TYPE, REPLY_TO, check_delay
 from outbox_core.errors import Undecodable
 from outbox_core.faststream._compat import json_loads
-from outbox_core.message import Delivery
+from outbox_core.message import Delivery, UnreadableHeaders
 from outbox_core.outcome import Ack, Nack, Reject, Snooze, Vote
 
 
@@ -95,8 +95,10 @@ class OutboxMessage(StreamMessage[Any]):
 
 
 async def parse_message(delivery: Delivery) -> OutboxMessage:
-    """A message of one delivery; the body stays bytes until it is decoded."""
+    """A message of one delivery; the body stays bytes until it is decoded. `Undecodable` without headers to tell its type."""
     headers = delivery.headers
+    if isinstance(headers, UnreadableHeaders):
+        raise Undecodable("the headers are no JSON object", {delivery.message_id})
     message_id = str(delivery.message_id)
     return OutboxMessage(
         raw_message=delivery,
@@ -115,12 +117,15 @@ async def decode_body(message: StreamMessage[Any]) -> Any:
         if message.content_type == JSON_TYPE:  # what nearly every message is, without upstream's look-ups
             return json_loads(message.body)
         return decode_message(message)
-    except (ValueError, RecursionError) as error:
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:  # of a content type that is no text, too
         raise Undecodable(f"the body is not {message.content_type}: {error}") from error
 
 
 async def parse_batch(deliveries: Sequence[Delivery]) -> OutboxMessage:
     """A message of many deliveries: a list of bodies, one correlation id, the headers of each."""
+    unreadable = {one.message_id for one in deliveries if isinstance(one.headers, UnreadableHeaders)}
+    if unreadable:
+        raise Undecodable("the headers are no JSON object", unreadable)
     first = await parse_message(deliveries[0])
     return OutboxMessage(
         raw_message=tuple(deliveries),

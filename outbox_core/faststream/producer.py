@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, cast
 from faststream.exceptions import FeatureNotSupportedException
 
 from outbox_core.completion import open_session
-from outbox_core.envelope import compose
-from outbox_core.errors import CannotEncode, NoTransaction, NotStarted
+from outbox_core.envelope import cannot_encode, check_encoded, compose
+from outbox_core.errors import NoTransaction, NotStarted
 from outbox_core.faststream._compat import EMPTY, DefaultCodec, ProducerProto
 from outbox_core.faststream.message import decode_body, parse_message
 from outbox_core.faststream.response import OutboxPublishCommand
@@ -137,6 +137,7 @@ class OutboxProducer(ProducerProto[OutboxPublishCommand]):
             timer_id=cmd.timer_id,
             timer_conflict=cmd.timer_conflict,
             encoded=await self._encode(body),
+            max_payload_bytes=self._config.max_payload_bytes,
         )
 
     async def _encode(self, body: object) -> tuple[bytes, str | None] | None:
@@ -146,9 +147,10 @@ class OutboxProducer(ProducerProto[OutboxPublishCommand]):
         if config.broker_codec is None and serializer in (EMPTY, None):
             return None
         try:
-            return cast("tuple[bytes, str | None]", await self.codec.encode(body, config.fd_config._serializer))
+            encoded = await self.codec.encode(body, config.fd_config._serializer)
         except (TypeError, ValueError) as error:
-            raise CannotEncode(f"cannot encode {type(body).__name__}: {error}") from error
+            raise cannot_encode(body, error) from error
+        return check_encoded(encoded)
 
 
 class SyncProducer(OutboxProducer):

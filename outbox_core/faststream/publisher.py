@@ -7,7 +7,7 @@ from faststream.response import PublishCommand, PublishType
 from faststream.specification.asyncapi.utils import resolve_payloads
 from faststream.specification.schema import Message, Operation, PublisherSpec
 
-from outbox_core.envelope import PublishOptions, check_queue
+from outbox_core.envelope import PublishOptions, check_queue, compose
 from outbox_core.faststream._compat import FakePublisher, PublisherSpecification, PublisherUsecase
 from outbox_core.faststream.config import (
     OutboxBrokerConfig,
@@ -49,6 +49,10 @@ class OutboxPublisher(PublisherUsecase):
     def __init__(self, config: OutboxPublisherConfig, specification: OutboxPublisherSpecification) -> None:
         super().__init__(config, cast("Any", specification))  # upstream's generics are invariant
         self._queue = check_queue(config.queue)
+        # What it adds to every message is refused here and not at the first of them.
+        compose(
+            b"", self._queue, headers=config.headers, key=config.key, priority=config.priority, reply_to=config.reply_to
+        )
         self.headers = config.headers
         self.key = config.key
         self.priority = config.priority
@@ -101,7 +105,8 @@ class OutboxPublisher(PublisherUsecase):
 
     def _command(self, message: Any, **options: Any) -> OutboxPublishCommand:
         command = OutboxPublishCommand(message, **options)
-        command.correlation_id = command.correlation_id or self._outer_config.new_correlation_id()
+        if command.correlation_id is None:
+            command.correlation_id = self._outer_config.new_correlation_id()
         return self._complete(command)
 
     def completed(self, reply: OutboxPublishCommand) -> OutboxPublishCommand:
@@ -118,7 +123,8 @@ class OutboxPublisher(PublisherUsecase):
             command.key = self.key
         if "priority" not in command.given:
             command.priority = self.priority
-        command.reply_to = command.reply_to or self.reply_to
+        if command.reply_to in ("", None):
+            command.reply_to = self.reply_to
         return command
 
 

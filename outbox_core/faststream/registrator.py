@@ -5,7 +5,8 @@ from typing import Any, Unpack
 
 from faststream.middlewares import AckPolicy
 
-from outbox_core.faststream._compat import EMPTY, CallsCollection, Registrator
+from outbox_core.errors import WrongType
+from outbox_core.faststream._compat import EMPTY, Registrator
 from outbox_core.faststream.config import (
     OutboxBrokerConfig,
     OutboxPublisherConfig,
@@ -14,7 +15,7 @@ from outbox_core.faststream.config import (
     OutboxSubscriberSpecificationConfig,
 )
 from outbox_core.faststream.publisher import OutboxPublisher, OutboxPublisherSpecification
-from outbox_core.faststream.subscriber import OutboxSubscriber, OutboxSubscriberSpecification
+from outbox_core.faststream.subscriber import Handlers, OutboxSubscriber, OutboxSubscriberSpecification
 from outbox_core.options import ConsumerOptions, SubscriberOptions
 
 
@@ -48,6 +49,9 @@ class OutboxRegistrator(Registrator[Any, OutboxBrokerConfig]):
         with them.
         """
         consumer_options = ConsumerOptions.of(queues, options)
+        check_ack_policy(ack_policy)
+        if not isinstance(transactional, bool):
+            raise WrongType("transactional", "True or False", transactional)
         config = OutboxSubscriberConfig(
             _outer_config=self.config,  # type: ignore[arg-type]  # a composition that answers for the config
             _ack_policy=ack_policy,
@@ -58,7 +62,7 @@ class OutboxRegistrator(Registrator[Any, OutboxBrokerConfig]):
             max_workers=options.get("max_workers"),
             call_decorators=call_decorators,
         )
-        calls = CallsCollection[Any]()
+        calls = Handlers()
         specification = OutboxSubscriberSpecification(
             self.config,
             OutboxSubscriberSpecificationConfig(
@@ -120,3 +124,10 @@ class OutboxRegistrator(Registrator[Any, OutboxBrokerConfig]):
         publisher = OutboxPublisher(config, specification)
         super().publisher(publisher, persistent=persistent)
         return publisher
+
+
+def check_ack_policy(policy: object) -> Any:
+    """*policy* if it is FastStream's, or none is given."""
+    if policy is not EMPTY and not isinstance(policy, AckPolicy):
+        raise WrongType("ack_policy", "an AckPolicy", policy, "such as AckPolicy.REJECT_ON_ERROR")
+    return policy

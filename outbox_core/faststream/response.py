@@ -34,8 +34,10 @@ class OutboxPublishCommand(BatchPublishCommand):
             # Middlewares change them, and a caller's mapping is the caller's. What is none is named to the caller later.
             headers=dict(headers) if isinstance(headers, Mapping) else headers,
             correlation_id=options.get("correlation_id"),
-            reply_to=options.get("reply_to", ""),
+            reply_to=options.get("reply_to", ""),  # type: ignore[arg-type]  # None is none as well, and whatever else is refused
         )
+        if headers is not None and not isinstance(headers, Mapping):
+            self.headers = headers  # upstream takes what is empty or false for none, and it may be a mistake
         self.session = session
         self.standalone = standalone
         self.given = options.keys()

@@ -5,9 +5,10 @@ from typing import Any, TypedDict, Unpack
 
 from faststream.middlewares import AckPolicy
 
+from outbox_core.envelope import check_name
 from outbox_core.faststream._compat import EMPTY, ArgsContainer, BrokerRouter, SubscriberRoute
 from outbox_core.faststream.config import OutboxBrokerConfig
-from outbox_core.faststream.registrator import OutboxRegistrator
+from outbox_core.faststream.registrator import OutboxRegistrator, check_ack_policy
 from outbox_core.options import SubscriberOptions
 
 
@@ -82,6 +83,8 @@ class OutboxRouter(OutboxRegistrator, BrokerRouter[Any, OutboxBrokerConfig]):
         ack_policy: AckPolicy = EMPTY,
         include_in_schema: bool | None = None,
     ) -> None:
+        if prefix != "":
+            check_name("prefix", prefix)
         super().__init__(
             config=OutboxBrokerConfig(
                 prefix=prefix,
@@ -90,7 +93,7 @@ class OutboxRouter(OutboxRegistrator, BrokerRouter[Any, OutboxBrokerConfig]):
                 broker_parser=parser,
                 broker_decoder=decoder,
                 broker_codec=codec,
-                ack_policy=ack_policy,
+                ack_policy=check_ack_policy(ack_policy),
                 include_in_schema=include_in_schema,
             ),
             handlers=handlers,

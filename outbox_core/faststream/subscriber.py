@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from inspect import isasyncgenfunction, isgeneratorfunction, unwrap
 from typing import Any, cast
 
 from faststream.exceptions import HandlerException, StopConsume
@@ -23,7 +24,7 @@ from faststream.specification.asyncapi.utils import resolve_payloads
 from faststream.specification.schema import Message, Operation, SubscriberSpec
 
 from outbox_core.completion import Transaction, in_transaction
-from outbox_core.errors import CannotPull, NotStarted, OptionError, WrongType
+from outbox_core.errors import CannotPull, InvalidHandler, NotStarted, OptionError, WrongType
 from outbox_core.faststream._compat import CallsCollection, SubscriberSpecification, SubscriberUsecase, process_msg
 from outbox_core.faststream.acknowledgement import vote_after_failure, vote_after_return, vote_of_exception
 from outbox_core.faststream.config import (
@@ -60,6 +61,20 @@ class OutboxSubscriberSpecification(SubscriberSpecification[Any, OutboxSubscribe
                 bindings=None,
             )
         return channels
+
+
+class Handlers(CallsCollection[Any]):
+    """The handlers of one subscriber. Upstream takes anything, and would only call it: of a generator no line would run."""
+
+    def add_call(self, call: Any) -> None:
+        handler = call.handler._declared_call
+        if not callable(handler):
+            raise InvalidHandler(f"a handler must be a function, got {type(handler).__name__}")
+        called = unwrap(handler)
+        if isgeneratorfunction(called) or isasyncgenfunction(called):
+            name = getattr(called, "__qualname__", "a handler")
+            raise InvalidHandler(f"{name}() yields, so that calling it runs none of it; return one reply, or publish")
+        super().add_call(call)
 
 
 class OutboxSubscriber(SubscriberUsecase[Any]):
@@ -130,6 +145,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
                 self.options,
                 queues=self.served_queues,
                 max_workers=self._config.max_workers or self._outer_config.max_workers,
+                last_exception_renderer=self._outer_config.last_exception_renderer,
             ),
             self._handle,
             silence="retry" if self.ack_policy is AckPolicy.MANUAL else "ack",
@@ -246,7 +262,8 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
             yield await self._receive(delivery, puller)
 
     def _make_puller(self) -> Puller:
-        return Puller(replace(self.options, queues=self.served_queues))
+        renderer = self._outer_config.last_exception_renderer
+        return Puller(replace(self.options, queues=self.served_queues, last_exception_renderer=renderer))
 
     def _pulled(self) -> Puller:
         name = f"subscriber of {', '.join(self.queues)}"

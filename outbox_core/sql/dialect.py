@@ -7,16 +7,17 @@ render `:name` in their driver's style; no statement contains a colon otherwise,
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, ClassVar, TypeAlias
 from uuid import UUID
 
 from outbox_core.errors import UnsupportedDatabase
-from outbox_core.message import Delivery, NewMessage, PendingMessage
+from outbox_core.message import DeadMessage, Delivery, NewMessage, PendingMessage, read_headers
 from outbox_core.outcome import Ack, DeadLetter, Outcome, Release, Retry
 from outbox_core.schema import Tables
-from outbox_core.store import Band, Difference, Settlement, Survey, Want
+from outbox_core.store import Band, Difference, KeyWant, Settlement, Survey, Want
 
 Row: TypeAlias = Sequence[Any]
 
@@ -28,7 +29,10 @@ ANEW = (
     ("last_attempt_at", "NULL"),
     ("acquired_token", "NULL"),
     ("leased_until", "NULL"),
+    ("held_key", "NULL"),
 )
+
+MAX_HOPS = 2_000  # keys that one look passes; a few microseconds each, and the next look goes on from there
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class Dialect(ABC):
 
     name: ClassVar[str]
     notifies: ClassVar[bool]  # whether publishers can wake workers through this database
+    remote: ClassVar[bool]  # whether there is a network in between, which may fall silent
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
@@ -52,13 +57,14 @@ class Dialect(ABC):
     # Publishing
 
     @abstractmethod
-    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool, blindly: bool = False) -> Sequence[Statement]:
         """Insert all messages; rows of `id, message_id` come back for those that were inserted or changed a timer.
 
         The message id is the message's own, whatever the timer's row goes by.
 
         One statement for any number of messages that share queue, key, priority and schedule. *wake*: also notify, if a
-        sleeping worker has armed the queue.
+        sleeping worker has armed the queue. *blindly*: read no column, so that a role which may only INSERT can run it;
+        what comes back means nothing.
         """
 
     @abstractmethod
@@ -77,8 +83,33 @@ class Dialect(ABC):
     def read_delivery(self, row: Row, suspect: UUID) -> Delivery: ...
 
     @abstractmethod
+    def look_at_keys(self, want: KeyWant) -> Statement:
+        """One row: the claimable keys, the last key that was passed or None at the end, and the seconds until one is due.
+
+        It stops when it has found as many as could be claimed, or has passed `MAX_HOPS` keys.
+        """
+
+    @abstractmethod
+    def read_keys(self, rows: Sequence[Row]) -> tuple[list[str], str | None, float | None]: ...
+
+    @abstractmethod
+    def claim_keys(
+        self, queue: str, keys: Sequence[str], *, run: int, lease: float, token: UUID, suspect: UUID
+    ) -> Statement:
+        """Lease the first messages of each key, in rows of a delivery as `claim` returns them."""
+
+    @property
+    @abstractmethod
+    def claims_collide(self) -> bool:
+        """Whether two claims can take messages of one key without seeing each other; see `rivals`."""
+
+    def rivals(self, queue: str, keys: Sequence[str], *, token: UUID, suspect: UUID) -> Statement:
+        """Rows of those among *keys* that somebody else has a message of, or that are halted."""
+        raise NotImplementedError(f"claims never collide on {self.name}")
+
+    @abstractmethod
     def survey(self, queues: Sequence[str]) -> Statement:
-        """Rows of `queue, priority or None, seconds until due or None, paused`; see `read_survey`."""
+        """Rows of `queue, priority or None, seconds until due or None, paused, keyed`; see `read_survey`."""
 
     def read_survey(self, rows: Sequence[Row]) -> Survey:
         paused = frozenset(row[0] for row in rows if row[1] is None and row[3])
@@ -86,6 +117,7 @@ class Dialect(ABC):
         return Survey(
             bands=tuple(Band(row[0], row[1]) for row in rows if row[1] is not None),
             due_in=min(dues, default=None),
+            keyed=frozenset(row[0] for row in rows if row[1] is None and row[4]),
             paused=paused,
         )
 
@@ -93,11 +125,14 @@ class Dialect(ABC):
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement: ...
 
     @abstractmethod
+    def ours(self, deliveries: Sequence[Delivery]) -> Statement: ...
+
+    @abstractmethod
     def begin(self, delivery: Delivery) -> Statement: ...
 
     @abstractmethod
     def settle(self, settlements: "Settlements", *, worker: str) -> Sequence[Statement]:
-        """At most three statements for any batch; each returns the ids that were ours, in rows of one."""
+        """At most four statements for any batch; each returns the ids that were ours, in rows of one."""
 
     @property
     @abstractmethod
@@ -119,13 +154,86 @@ class Dialect(ABC):
     def fetch_unprocessed(self, queue: str | None, limit: int) -> Statement: ...
 
     @abstractmethod
+    def find_unprocessed(self, id: int | UUID) -> Statement:
+        """The same by row id or message id, without what is parked."""
+
+    @abstractmethod
     def read_pending(self, row: Row) -> PendingMessage: ...
+
+    def fetch_dead_letters(self, queue: str | None, reason: str | None, limit: int) -> Sequence[Statement]:
+        """Of each table that can have some, latest first; see `read_dead`."""
+        where = """(CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text))
+                  AND (CAST(:reason AS text) IS NULL OR failure_reason = CAST(:reason AS text))"""
+        parameters = {"queue": queue, "reason": reason, "limit": limit}
+        return [
+            Statement(f"{source} AND {where} ORDER BY id DESC LIMIT CAST(:limit AS bigint)", parameters)
+            for source in self._dead_sources
+        ]
+
+    def find_dead_letters(self, id: int | UUID) -> Sequence[Statement]:
+        where, parameters = self.identified(id)
+        return [Statement(f"{source} AND {where} ORDER BY id", parameters) for source in self._dead_sources]
+
+    @cached_property
+    def _dead_sources(self) -> Sequence[str]:
+        columns = """id, message_id, queue, key, payload, CAST(headers AS text), priority, timer_id, attempts_count,
+                     deliveries_count, created_at, first_attempt_at, last_attempt_at"""
+        parked = f"""SELECT {columns}, last_attempt_at, failure_reason, last_exception, NULL, 1
+                     FROM {self.outbox} WHERE failure_reason IS NOT NULL"""
+        if self.tables.dead_letters is None:
+            return [parked]
+        moved = f"""SELECT {columns}, failed_at, failure_reason, last_exception, worker, 0
+                    FROM {self.tables.sql(self.tables.dead_letters)} WHERE failure_reason IS NOT NULL"""
+        return [parked, moved]
+
+    def read_dead(self, row: Row) -> DeadMessage:
+        return DeadMessage(
+            id=row[0],
+            message_id=self.read_uuid(row[1]),
+            queue=row[2],
+            key=row[3],
+            payload=bytes(row[4]),
+            headers=read_headers(row[5]),
+            priority=row[6],
+            timer_id=row[7],
+            attempts_count=row[8],
+            deliveries_count=row[9],
+            created_at=self.read_moment(row[10]),
+            first_attempt_at=None if row[11] is None else self.read_moment(row[11]),
+            last_attempt_at=None if row[12] is None else self.read_moment(row[12]),
+            failed_at=None if row[13] is None else self.read_moment(row[13]),
+            reason=row[14],
+            error=row[15],
+            worker=row[16],
+            parked=bool(row[17]),
+        )
+
+    @abstractmethod
+    def identified(self, id: int | UUID) -> tuple[str, Mapping[str, object]]:
+        """A condition that holds for the rows of that row id or message id."""
+
+    @abstractmethod
+    def read_uuid(self, value: Any) -> UUID: ...
+
+    @abstractmethod
+    def read_moment(self, value: Any) -> datetime: ...
 
     @abstractmethod
     def redrive(
-        self, queue: str | None, ids: Sequence[int] | None, reason: str | None, limit: int | None, *, dry_run: bool
+        self,
+        queue: str | None,
+        key: str | None,
+        ids: Sequence[int] | None,
+        reason: str | None,
+        limit: int | None,
+        *,
+        dry_run: bool,
     ) -> Sequence[Statement]:
-        """The last statement's only row is the count."""
+        """What comes back are counts, in rows of one, whose sum is how many."""
+
+    @abstractmethod
+    def release_key(self, queue: str, key: str) -> Sequence[Statement]:
+        """The last statement's only row is how many were given up."""
 
     @abstractmethod
     def purge_dead_letters(self, older_than: timedelta, queue: str | None, limit: int) -> Statement: ...
@@ -134,19 +242,32 @@ class Dialect(ABC):
     def stats(self) -> Statement:
         """Rows of `queue, ready, scheduled, leased, parked, oldest_age`."""
 
-    # Hops from one name to the next, one index probe each, instead of reading every row for a DISTINCT.
+    @abstractmethod
+    def blocked_keys(self) -> Statement:
+        """Rows of `queue, count`."""
+
+    # Hops from one name to the next, one index probe each, instead of reading every row for a DISTINCT; once through the
+    # messages without a key and once through those with one, since each kind has its own index.
     def queues(self) -> Statement:
         """Rows of `queue`, by name."""
-        first = f"SELECT min(message.queue) FROM {self.outbox} AS message WHERE message.failure_reason IS NULL"
         return Statement(
-            f"""WITH RECURSIVE name (queue) AS (
-                    {first}
-                    UNION ALL
-                    SELECT ({first} AND message.queue > name.queue) FROM name WHERE name.queue IS NOT NULL
-                )
-                SELECT queue FROM name WHERE queue IS NOT NULL""",
+            f"""WITH RECURSIVE {self._names("unkeyed", "IS NULL")}, {self._names("keyed", "IS NOT NULL")}
+                SELECT queue FROM unkeyed WHERE queue IS NOT NULL
+                UNION
+                SELECT queue FROM keyed WHERE queue IS NOT NULL
+                ORDER BY queue""",
             {},
         )
+
+    def _names(self, kind: str, key: str) -> str:
+        first = f"""SELECT message.queue FROM {self.outbox} AS message
+                    WHERE message.failure_reason IS NULL AND message.key {key}"""
+        by_name = "ORDER BY message.queue LIMIT 1"
+        return f"""{kind} (queue) AS (
+                SELECT ({first} {by_name})
+                UNION ALL
+                SELECT ({first} AND message.queue > {kind}.queue {by_name}) FROM {kind} WHERE {kind}.queue IS NOT NULL
+            )"""
 
     @abstractmethod
     def dead_counts(self) -> Statement:
@@ -157,6 +278,23 @@ class Dialect(ABC):
 
     @abstractmethod
     def set_paused(self, queue: str, paused: bool) -> Statement: ...
+
+    # Receiving
+
+    def receive(self, message_id: str, consumer: str) -> Statement:
+        """A row of `id` if the message is recorded now; none if it has been. Waits for whoever is recording it."""
+        return Statement(
+            f"""INSERT INTO {self.tables.need("receive", "inbox")} (consumer, message_id)
+                VALUES (:consumer, :message_id)
+                ON CONFLICT (consumer, message_id) DO NOTHING
+                RETURNING id""",
+            {"consumer": consumer, "message_id": message_id},
+        )
+
+    @abstractmethod
+    def purge_inbox(self, older_than: timedelta, limit: int) -> Statement: ...
+
+    # Drift
 
     @abstractmethod
     def catalogue(self, table: str) -> Sequence[Statement]:
@@ -169,20 +307,27 @@ class Dialect(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Settlements:
-    """A batch sorted by what is to be written, each part by id: locks are taken in one order everywhere."""
+    """A batch sorted by what is to be written, each part by id: locks are taken in one order everywhere.
 
-    acked: Sequence[Delivery]
-    moved: Sequence[tuple[Delivery, Retry | Release]]
-    dead: Sequence[tuple[Delivery, DeadLetter]]
+    `parked`: the dead that stay in the outbox table, because they halt their key or there is no other table.
+    """
+
+    acked: Sequence[Delivery] = ()
+    moved: Sequence[tuple[Delivery, Retry | Release]] = ()
+    dead: Sequence[tuple[Delivery, DeadLetter]] = ()
+    parked: Sequence[tuple[Delivery, DeadLetter]] = ()
 
     @classmethod
-    def of(cls, batch: Sequence[Settlement]) -> "Settlements":
+    def of(cls, batch: Sequence[Settlement], *, park: bool = False) -> "Settlements":
+        """*park*: there is no table for dead letters."""
         ordered = sorted(batch, key=lambda settlement: settlement.delivery.id)
         pairs = [(settlement.delivery, settlement.outcome) for settlement in ordered]
+        dead = [(delivery, outcome) for delivery, outcome in pairs if isinstance(outcome, DeadLetter)]
         return cls(
             acked=[delivery for delivery, outcome in pairs if isinstance(outcome, Ack)],
             moved=[(delivery, outcome) for delivery, outcome in pairs if isinstance(outcome, Retry | Release)],
-            dead=[(delivery, outcome) for delivery, outcome in pairs if isinstance(outcome, DeadLetter)],
+            dead=[(delivery, outcome) for delivery, outcome in dead if not (park or outcome.halts)],
+            parked=[(delivery, outcome) for delivery, outcome in dead if park or outcome.halts],
         )
 
 

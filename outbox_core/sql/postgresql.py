@@ -4,18 +4,27 @@ The database's clock is `statement_timestamp()`: `now()` stands still inside a t
 long. Arrays carry batches, so that a statement's text, and its plan, is the same for one row and for a thousand.
 """
 
-import json
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from uuid import UUID
 
-from outbox_core.message import Delivery, NewMessage, PendingMessage
-from outbox_core.outcome import Outcome, Release, Retry
+from outbox_core.message import Delivery, NewMessage, PendingMessage, read_headers
+from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
 from outbox_core.schema import Column
 from outbox_core.sql.catalogue import LiveColumn, LiveIndex, compare
-from outbox_core.sql.dialect import ANEW, Dialect, Row, Settlements, Statement, counts, same_envelope, wake_lock
-from outbox_core.store import Difference, Want
+from outbox_core.sql.dialect import (
+    ANEW,
+    MAX_HOPS,
+    Dialect,
+    Row,
+    Settlements,
+    Statement,
+    counts,
+    same_envelope,
+    wake_lock,
+)
+from outbox_core.store import Difference, KeyWant, Want
 
 # A queue table's statistics are stale by nature, and a plan made while it was empty ruins the claim once it is not.
 # The rest guards a worker's own sessions against settings that suit an application and not a queue.
@@ -31,17 +40,30 @@ _SESSION_SETTINGS = {
 }
 
 
+_DELIVERY = """RETURNING message.id, message.message_id, message.queue, message.key, message.payload,
+                      CAST(message.headers AS text), message.priority, message.attempts_count, message.deliveries_count,
+                      message.created_at, message.first_attempt_at, message.next_attempt_at, message.acquired_token,
+                      statement_timestamp()"""
+
+
+# Wakes the workers of the queues in `back`, and counts its rows.
+_TOLD = """told AS (SELECT pg_notify(:channel, queue) FROM back GROUP BY queue)
+            SELECT count(*), (SELECT count(*) FROM told) FROM back"""
+
+
 class PostgreSQL(Dialect):
     name = "postgresql"
+    remote = True
     notifies = True
     settles_in_transaction = False
 
     # Publishing
 
-    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
-        return [self._insert_run(run, wake=wake) for run in same_envelope(messages)]
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool, blindly: bool = False) -> Sequence[Statement]:
+        return [self._insert_run(run, wake=wake, blindly=blindly) for run in same_envelope(messages)]
 
-    def _insert_run(self, run: Sequence[NewMessage], *, wake: bool) -> Statement:
+    # RETURNING and a conflict's target need SELECT on the columns that they name; without any, INSERT is enough.
+    def _insert_run(self, run: Sequence[NewMessage], *, wake: bool, blindly: bool) -> Statement:
         first = run[0]
         parameters: dict[str, object] = {
             "queue": first.queue,
@@ -61,10 +83,11 @@ class PostgreSQL(Dialect):
                 "payloads": [message.payload for message in run],
                 "headers": [message.headers for message in run],
             }
-        returning = f"RETURNING id, {message_id}"
+        returned = [] if blindly else ["id", message_id]
         if wake:
-            returning += self._and_wake
+            returned.append(self._wake)
             parameters |= {"channel": self.tables.channel, "wake_lock": wake_lock(self.tables.channel, first.queue)}
+        returning = f"RETURNING {', '.join(returned)}" if returned else ""
         return Statement(f"{source} {self._conflict[first.timer_conflict]} {returning}", parameters)
 
     @cached_property
@@ -116,7 +139,7 @@ class PostgreSQL(Dialect):
     # NOTIFY makes every committing transaction queue behind one lock until it is on disk, so it is sent only where a
     # worker sleeps. A sleeper holds the queue's lock exclusively; publishers share it until they have committed
     # (docs/decisions/0002-wake-ups.md). The subquery refers to nothing, so it runs once for any number of rows.
-    _and_wake = """, (
+    _wake = """(
                 SELECT CASE WHEN pg_try_advisory_xact_lock_shared(CAST(:wake_lock AS bigint)) THEN NULL
                             ELSE CAST(pg_notify(:channel, :queue) AS text) END)"""
 
@@ -175,7 +198,7 @@ class PostgreSQL(Dialect):
                     FROM {self.outbox} AS candidate
                     WHERE candidate.queue = want.queue
                       AND candidate.priority = want.priority
-                      AND candidate.failure_reason IS NULL
+                      AND candidate.failure_reason IS NULL AND candidate.key IS NULL
                       AND candidate.next_attempt_at >= want.since
                       AND candidate.next_attempt_at <= statement_timestamp()
                       AND (candidate.leased_until IS NULL OR candidate.leased_until <= statement_timestamp())
@@ -185,10 +208,109 @@ class PostgreSQL(Dialect):
                 ) AS ready
                 LIMIT CAST(:total AS int)
             ))
-            RETURNING message.id, message.message_id, message.queue, message.key, message.payload,
-                      CAST(message.headers AS text), message.priority, message.attempts_count, message.deliveries_count,
-                      message.created_at, message.first_attempt_at, message.next_attempt_at, message.acquired_token,
-                      statement_timestamp()"""
+            {_DELIVERY}"""
+
+    # From each key's first row to the next key's, one descent of the key index each. A key is claimable if its first row is
+    # due and free, and no row holds the key: a row that was published late may lie before one that a worker has.
+    def look_at_keys(self, want: KeyWant) -> Statement:
+        return Statement(
+            self._look_at_keys,
+            {"queue": want.queue, "after": want.after or "", "most": want.limit, "hops": MAX_HOPS},
+        )
+
+    @cached_property
+    def _look_at_keys(self) -> str:
+        first = f"""SELECT message.key AS name, message.next_attempt_at AS due,
+                           (message.leased_until IS NULL OR message.leased_until <= statement_timestamp()) AS free
+                    FROM {self.outbox} AS message
+                    WHERE message.queue = :queue AND message.failure_reason IS NULL AND message.key > {{after}}
+                    ORDER BY message.key, message.id
+                    LIMIT 1"""
+
+        def lane(after: str) -> str:
+            return f"""SELECT first.name, first.due,
+                              first.due <= statement_timestamp() AND first.free AND NOT {self._is_held("first.name")} AS ours
+                       FROM ({first.format(after=after)}) AS first"""
+
+        return f"""WITH RECURSIVE lane (name, due, ours, hop, found) AS (
+                SELECT one.name, one.due, one.ours, 1, CAST(one.ours AS int)
+                FROM ({lane("CAST(:after AS text)")}) AS one
+                UNION ALL
+                SELECT one.name, one.due, one.ours, lane.hop + 1, lane.found + CAST(one.ours AS int)
+                FROM lane CROSS JOIN LATERAL ({lane("lane.name")}) AS one
+                WHERE lane.hop < CAST(:hops AS int) AND lane.found < CAST(:most AS int)
+            )
+            SELECT array_agg(name ORDER BY hop) FILTER (WHERE ours),
+                   max(name) FILTER (WHERE hop = CAST(:hops AS int) OR found = CAST(:most AS int)),
+                   CAST(extract(epoch FROM min(due) FILTER (WHERE due > statement_timestamp())
+                                           - statement_timestamp()) AS float8)
+            FROM lane"""
+
+    def read_keys(self, rows: Sequence[Row]) -> tuple[list[str], str | None, float | None]:
+        ((keys, after, due_in),) = rows
+        return list(keys or ()), after, due_in
+
+    def _is_held(self, key: str) -> str:
+        return f"""EXISTS (SELECT FROM {self.outbox} AS holder
+                           WHERE holder.queue = :queue AND holder.held_key = {key}
+                             AND (holder.leased_until > statement_timestamp() OR holder.failure_reason IS NOT NULL))"""
+
+    def claim_keys(
+        self, queue: str, keys: Sequence[str], *, run: int, lease: float, token: UUID, suspect: UUID
+    ) -> Statement:
+        return Statement(
+            self._claim_keys,
+            {"queue": queue, "keys": list(keys), "run": run, "lease": lease, "token": token, "suspect": suspect},
+        )
+
+    # Of each key the rows from the first up to one that is not due or not free. Whoever has changed or locked one of them
+    # since this statement began ends the run before it, or order would be lost: what is skipped is not passed over.
+    # Whether somebody holds the key is asked afterwards, by `rivals`.
+    @cached_property
+    def _claim_keys(self) -> str:
+        free = """next_attempt_at <= statement_timestamp()
+                  AND (leased_until IS NULL OR leased_until <= statement_timestamp())"""
+        return f"""WITH candidate AS MATERIALIZED (
+                SELECT message.id, lane.name, message.place
+                FROM unnest(CAST(:keys AS text[])) AS lane (name)
+                CROSS JOIN LATERAL (
+                    SELECT id, row_number() OVER (ORDER BY id) AS place, bool_and({free}) OVER (ORDER BY id) AS startable
+                    FROM (SELECT id, next_attempt_at, leased_until
+                          FROM {self.outbox}
+                          WHERE queue = :queue AND key = lane.name AND failure_reason IS NULL
+                          ORDER BY id
+                          LIMIT CAST(:run AS int)) AS first
+                ) AS message
+                WHERE message.startable
+            ), locked AS MATERIALIZED (
+                SELECT id FROM {self.outbox}
+                WHERE id = ANY (ARRAY(SELECT id FROM candidate)) AND failure_reason IS NULL AND {free}
+                FOR UPDATE SKIP LOCKED
+            ), whole AS (
+                SELECT candidate.id,
+                       bool_and(locked.id IS NOT NULL) OVER (PARTITION BY candidate.name ORDER BY candidate.place) AS is_ours
+                FROM candidate LEFT JOIN locked ON locked.id = candidate.id
+            )
+            UPDATE {self.outbox} AS message
+            SET acquired_token = CASE WHEN message.acquired_token IS NULL THEN CAST(:token AS uuid)
+                                      ELSE CAST(:suspect AS uuid) END,
+                leased_until = statement_timestamp() + make_interval(secs => CAST(:lease AS float8)),
+                held_key = message.key
+            WHERE message.id = ANY (ARRAY(SELECT id FROM whole WHERE is_ours))
+            {_DELIVERY}"""
+
+    claims_collide = True
+
+    def rivals(self, queue: str, keys: Sequence[str], *, token: UUID, suspect: UUID) -> Statement:
+        return Statement(
+            f"""SELECT DISTINCT holder.held_key
+                FROM unnest(CAST(:keys AS text[])) AS lane (name)
+                JOIN {self.outbox} AS holder ON holder.queue = :queue AND holder.held_key = lane.name
+                WHERE holder.failure_reason IS NOT NULL
+                   OR holder.leased_until > statement_timestamp()
+                      AND holder.acquired_token NOT IN (CAST(:token AS uuid), CAST(:suspect AS uuid))""",
+            {"queue": queue, "keys": list(keys), "token": token, "suspect": suspect},
+        )
 
     def read_delivery(self, row: Row, suspect: UUID) -> Delivery:
         return Delivery(
@@ -197,7 +319,7 @@ class PostgreSQL(Dialect):
             queue=row[2],
             key=row[3],
             payload=bytes(row[4]),
-            headers=json.loads(row[5]),
+            headers=read_headers(row[5]),
             priority=row[6],
             attempts=row[7],
             deliveries=row[8],
@@ -220,7 +342,11 @@ class PostgreSQL(Dialect):
         if self.tables.queues is not None:
             paused = f"""EXISTS (SELECT FROM {self.tables.sql(self.tables.queues)} AS control
                                  WHERE control.queue = band.queue AND control.paused_at IS NOT NULL)"""
-        highest = f"SELECT max(message.priority) FROM {self.outbox} AS message WHERE message.failure_reason IS NULL"
+        highest = f"""SELECT max(message.priority) FROM {self.outbox} AS message
+                      WHERE message.failure_reason IS NULL AND message.key IS NULL"""
+        keyed = f"""EXISTS (SELECT FROM {self.outbox} AS message
+                            WHERE message.queue = band.queue AND message.key IS NOT NULL
+                              AND message.failure_reason IS NULL)"""
         return f"""WITH RECURSIVE band (queue, priority) AS (
                 SELECT wanted.queue, ({highest} AND message.queue = wanted.queue)
                 FROM unnest(CAST(:queues AS text[])) AS wanted (queue)
@@ -233,21 +359,39 @@ class PostgreSQL(Dialect):
                 SELECT CAST(extract(epoch FROM message.next_attempt_at - statement_timestamp()) AS float8)
                 FROM {self.outbox} AS message
                 WHERE message.queue = band.queue AND message.priority = band.priority
-                  AND message.failure_reason IS NULL AND message.acquired_token IS NULL
+                  AND message.failure_reason IS NULL AND message.key IS NULL AND message.acquired_token IS NULL
                   AND message.next_attempt_at > statement_timestamp() - interval '1 second'
                 ORDER BY message.next_attempt_at, message.id
                 LIMIT 1
-            ), band.priority IS NULL AND {paused}
+            ), band.priority IS NULL AND {paused}, band.priority IS NULL AND {keyed}
             FROM band"""
 
+    # It runs beside settlements of the same rows, and of some that a handler's transaction has locked. Who waits for
+    # nobody takes part in no deadlock, and the other leases do not run down meanwhile.
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement:
         return Statement(
-            f"""UPDATE {self.outbox} AS message
+            f"""WITH free AS MATERIALIZED (
+                    SELECT message.id
+                    FROM {self.outbox} AS message
+                    JOIN {self._held} ON message.id = held.id AND message.acquired_token = held.token
+                    WHERE message.leased_until IS NOT NULL
+                    FOR NO KEY UPDATE OF message SKIP LOCKED
+                )
+                UPDATE {self.outbox} AS message
                 SET leased_until = statement_timestamp() + make_interval(secs => CAST(:lease AS float8))
-                FROM {self._held}
-                WHERE message.id = held.id AND message.acquired_token = held.token
+                FROM free
+                WHERE message.id = free.id
                 RETURNING message.id""",
             {**_leases(sorted(deliveries, key=lambda delivery: delivery.id)), "lease": lease},
+        )
+
+    def ours(self, deliveries: Sequence[Delivery]) -> Statement:
+        return Statement(
+            f"""SELECT message.id
+                FROM {self.outbox} AS message
+                JOIN {self._held} ON message.id = held.id AND message.acquired_token = held.token
+                WHERE message.leased_until IS NOT NULL""",
+            _leases(deliveries),
         )
 
     def begin(self, delivery: Delivery) -> Statement:
@@ -264,7 +408,10 @@ class PostgreSQL(Dialect):
         if settlements.moved:
             statements.append(Statement(self._move, _moves(settlements.moved)))
         if settlements.dead:
-            statements.append(Statement(self._bury, self._deaths(settlements, worker)))
+            statements.append(Statement(self._bury, {**_deaths(settlements.dead), "worker": worker}))
+        if settlements.parked:
+            halting = [outcome.halts for _, outcome in settlements.parked]
+            statements.append(Statement(self._park, {**_deaths(settlements.parked), "halting": halting}))
         return statements
 
     _held = "unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[])) AS held (id, token)"
@@ -290,6 +437,7 @@ class PostgreSQL(Dialect):
         return f"""UPDATE {self.outbox} AS message
             SET acquired_token = CASE WHEN held.suspect THEN message.acquired_token END,
                 leased_until = NULL,
+                held_key = NULL,
                 next_attempt_at = CASE WHEN held.delay IS NULL THEN message.next_attempt_at
                                        ELSE statement_timestamp() + make_interval(secs => held.delay) END,
                 attempts_count = message.attempts_count + held.failed,
@@ -309,24 +457,13 @@ class PostgreSQL(Dialect):
         held = """unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[]), CAST(:reasons AS text[]),
                          CAST(:errors AS text[]), CAST(:failed AS int[]), CAST(:started AS int[]))
                   AS held (id, token, reason, error, failed, started)"""
-        if self.tables.dead_letters is None:
-            return f"""UPDATE {self.outbox} AS message
-                SET acquired_token = NULL, leased_until = NULL,
-                    failure_reason = held.reason, last_exception = held.error,
-                    attempts_count = message.attempts_count + held.failed,
-                    deliveries_count = message.deliveries_count + held.started,
-                    first_attempt_at = coalesce(message.first_attempt_at, statement_timestamp()),
-                    last_attempt_at = statement_timestamp()
-                FROM {held}
-                WHERE message.id = held.id AND message.acquired_token = held.token AND CAST(:worker AS text) IS NOT NULL
-                RETURNING message.id"""
         message = "message_id, queue, key, payload, headers, priority, timer_id, created_at"
         return f"""WITH gone AS (
                 DELETE FROM {self.outbox} AS message USING {held}
                 WHERE message.id = held.id AND message.acquired_token = held.token
                 RETURNING message.*, held.reason, held.error, held.failed, held.started
             ), buried AS (
-                INSERT INTO {self.tables.sql(self.tables.dead_letters)}
+                INSERT INTO {self.tables.need("burying", "dead_letters")}
                     ({message}, deliveries_count, attempts_count, first_attempt_at, last_attempt_at,
                      failure_reason, last_exception, worker)
                 SELECT {message}, deliveries_count + started, attempts_count + failed,
@@ -336,15 +473,22 @@ class PostgreSQL(Dialect):
             )
             SELECT id FROM gone"""
 
-    def _deaths(self, settlements: Settlements, worker: str) -> dict[str, object]:
-        deliveries = [delivery for delivery, _ in settlements.dead]
-        return {
-            **_leases(deliveries),
-            "reasons": [outcome.reason for _, outcome in settlements.dead],
-            "errors": [outcome.error for _, outcome in settlements.dead],
-            **_counts(settlements.dead),
-            "worker": worker,
-        }
+    @cached_property
+    def _park(self) -> str:
+        return f"""UPDATE {self.outbox} AS message
+            SET acquired_token = NULL, leased_until = NULL,
+                held_key = CASE WHEN held.halting THEN message.key END,
+                failure_reason = held.reason, last_exception = held.error,
+                attempts_count = message.attempts_count + held.failed,
+                deliveries_count = message.deliveries_count + held.started,
+                first_attempt_at = coalesce(message.first_attempt_at, statement_timestamp()),
+                last_attempt_at = statement_timestamp()
+            FROM unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[]), CAST(:reasons AS text[]),
+                        CAST(:errors AS text[]), CAST(:failed AS int[]), CAST(:started AS int[]),
+                        CAST(:halting AS boolean[]))
+                 AS held (id, token, reason, error, failed, started, halting)
+            WHERE message.id = held.id AND message.acquired_token = held.token
+            RETURNING message.id"""
 
     # A sleeper tries for each queue's lock. It gets none while a transaction that published without notifying is open,
     # and once it has it, everything that it was not told about can be seen. A lock that cannot even be shared is held
@@ -368,15 +512,34 @@ class PostgreSQL(Dialect):
 
     def fetch_unprocessed(self, queue: str | None, limit: int) -> Statement:
         return Statement(
-            f"""SELECT id, message_id, queue, key, payload, CAST(headers AS text), priority, timer_id, attempts_count,
-                       deliveries_count, created_at, next_attempt_at,
-                       coalesce(leased_until > statement_timestamp(), false), failure_reason
-                FROM {self.outbox}
+            f"""{self._pending}
                 WHERE CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text)
                 ORDER BY id
                 LIMIT CAST(:limit AS int)""",
             {"queue": queue, "limit": limit},
         )
+
+    def find_unprocessed(self, id: int | UUID) -> Statement:
+        where, parameters = self.identified(id)
+        return Statement(f"{self._pending} WHERE {where} AND failure_reason IS NULL", parameters)
+
+    @cached_property
+    def _pending(self) -> str:
+        return f"""SELECT id, message_id, queue, key, payload, CAST(headers AS text), priority, timer_id, attempts_count,
+                          deliveries_count, created_at, next_attempt_at,
+                          coalesce(leased_until > statement_timestamp(), false), failure_reason
+                   FROM {self.outbox}"""
+
+    def identified(self, id: int | UUID) -> tuple[str, dict[str, object]]:
+        if isinstance(id, UUID):
+            return "message_id = CAST(:message_id AS uuid)", {"message_id": id}
+        return "id = CAST(:id AS bigint)", {"id": id}
+
+    def read_uuid(self, value: UUID) -> UUID:
+        return value
+
+    def read_moment(self, value: datetime) -> datetime:
+        return value
 
     def read_pending(self, row: Row) -> PendingMessage:
         return PendingMessage(
@@ -385,7 +548,7 @@ class PostgreSQL(Dialect):
             queue=row[2],
             key=row[3],
             payload=bytes(row[4]),
-            headers=json.loads(row[5]),
+            headers=read_headers(row[5]),
             priority=row[6],
             timer_id=row[7],
             attempts_count=row[8],
@@ -397,50 +560,96 @@ class PostgreSQL(Dialect):
         )
 
     def redrive(
-        self, queue: str | None, ids: Sequence[int] | None, reason: str | None, limit: int | None, *, dry_run: bool
+        self,
+        queue: str | None,
+        key: str | None,
+        ids: Sequence[int] | None,
+        reason: str | None,
+        limit: int | None,
+        *,
+        dry_run: bool,
     ) -> Sequence[Statement]:
-        table = self.tables.dead_letters
-        source = self.outbox if table is None else self.tables.sql(table)
-        live = f"EXISTS (SELECT FROM {self.outbox} AS live WHERE live.message_id = dead.message_id)"
-        picked = f"""SELECT id, message_id FROM {source} AS dead
-            WHERE failure_reason IS NOT NULL
-              AND {"true" if table is None else f"NOT {live}"}
-              AND (CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text))
-              AND (CAST(:reason AS text) IS NULL OR failure_reason = CAST(:reason AS text))
-              AND (CAST(:ids AS bigint[]) IS NULL OR id = ANY (CAST(:ids AS bigint[])))
-            ORDER BY id
-            LIMIT CAST(:limit AS bigint)"""
-        parameters: dict[str, object] = {
+        parameters = {
             "queue": queue,
-            "reason": reason,
+            "key": key,
             "ids": None if ids is None else list(ids),
+            "reason": reason,
             "limit": limit,
         }
+        both = [self._redrive_parked(dry_run=dry_run)]
+        if self.tables.dead_letters is not None:
+            both.insert(0, self._redrive_dead(self.tables.sql(self.tables.dead_letters), dry_run=dry_run))
+        return [
+            Statement(text, parameters if dry_run else {**parameters, "channel": self.tables.channel}) for text in both
+        ]
+
+    _picked = """(CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text))
+              AND (CAST(:key AS text) IS NULL OR key = CAST(:key AS text))
+              AND (CAST(:reason AS text) IS NULL OR failure_reason = CAST(:reason AS text))"""
+
+    @property
+    def _parked(self) -> str:
+        """Those among the picked that are dead in the outbox table; *ids* mean them only where there is no other table."""
+        if self.tables.dead_letters is None:
+            which = (
+                "failure_reason IS NOT NULL AND (CAST(:ids AS bigint[]) IS NULL OR id = ANY (CAST(:ids AS bigint[])))"
+            )
+        else:
+            which = "failure_reason IS NOT NULL AND held_key IS NOT NULL AND CAST(:ids AS bigint[]) IS NULL"
+        return f"FROM {self.outbox} WHERE {which} AND {self._picked}"
+
+    def _redrive_parked(self, *, dry_run: bool) -> str:
+        picked = f"SELECT id {self._parked} ORDER BY id LIMIT CAST(:limit AS bigint)"
         if dry_run:
-            return [Statement(f"SELECT count(DISTINCT message_id) FROM ({picked}) AS picked", parameters)]
-        if table is None:
-            changed = f"""UPDATE {source} AS dead
-                SET failure_reason = NULL, last_exception = NULL, timer_id = NULL, attempts_count = 0,
+            return f"SELECT count(*) FROM ({picked}) AS picked"
+        return f"""WITH picked AS ({picked} FOR UPDATE SKIP LOCKED), back AS (
+                UPDATE {self.outbox} AS dead
+                SET failure_reason = NULL, last_exception = NULL, held_key = NULL, timer_id = NULL, attempts_count = 0,
                     deliveries_count = 0, first_attempt_at = NULL, last_attempt_at = NULL,
                     next_attempt_at = statement_timestamp()
                 FROM picked WHERE dead.id = picked.id
-                RETURNING dead.queue"""
-            back = "SELECT queue FROM changed"
+                RETURNING dead.queue
+            ), {_TOLD}"""
+
+    # Two dead letters of one message id cannot both be live; the older one goes first.
+    def _redrive_dead(self, table: str, *, dry_run: bool) -> str:
+        picked = f"""SELECT id, message_id FROM {table} AS dead
+            WHERE NOT EXISTS (SELECT FROM {self.outbox} AS live WHERE live.message_id = dead.message_id)
+              AND (CAST(:ids AS bigint[]) IS NULL OR id = ANY (CAST(:ids AS bigint[])))
+              AND {self._picked}
+            ORDER BY id
+            LIMIT CASE WHEN CAST(:limit AS bigint) IS NULL THEN NULL
+                       ELSE greatest(0, CAST(:limit AS bigint) - (SELECT count(*) {self._parked})) END"""
+        if dry_run:
+            return f"SELECT count(DISTINCT message_id) FROM ({picked}) AS picked"
+        message = "message_id, queue, key, payload, headers, priority, created_at"
+        return f"""WITH picked AS ({picked} FOR UPDATE OF dead SKIP LOCKED), changed AS (
+                DELETE FROM {table} AS dead USING (SELECT min(id) AS id FROM picked GROUP BY message_id) AS oldest
+                WHERE dead.id = oldest.id
+                RETURNING dead.*
+            ), back AS (
+                INSERT INTO {self.outbox} ({message}, next_attempt_at)
+                SELECT {message}, statement_timestamp() FROM changed ORDER BY id
+                RETURNING queue
+            ), {_TOLD}"""
+
+    def release_key(self, queue: str, key: str) -> Sequence[Statement]:
+        halting = """queue = CAST(:queue AS text) AND held_key = CAST(:key AS text) AND failure_reason IS NOT NULL"""
+        if self.tables.dead_letters is None:
+            back = f"UPDATE {self.outbox} SET held_key = NULL WHERE {halting} RETURNING queue"
         else:
-            message = "message_id, queue, key, payload, headers, priority, created_at"
-            # Two dead letters of one message id cannot both be live; the older one goes first.
-            oldest = "SELECT min(id) AS id FROM picked GROUP BY message_id"
-            changed = f"""DELETE FROM {source} AS dead USING ({oldest}) AS oldest WHERE dead.id = oldest.id
-                          RETURNING dead.*"""
-            back = f"""INSERT INTO {self.outbox} ({message}, next_attempt_at)
-                       SELECT {message}, statement_timestamp() FROM changed ORDER BY id
-                       RETURNING queue"""
+            history = """message_id, queue, key, payload, headers, priority, timer_id, created_at, deliveries_count,
+                         attempts_count, first_attempt_at, last_attempt_at, failure_reason, last_exception"""
+            back = f"""INSERT INTO {self.tables.sql(self.tables.dead_letters)} ({history}, failed_at)
+                       SELECT {history}, last_attempt_at FROM gone RETURNING queue"""
+        gone = (
+            ""
+            if self.tables.dead_letters is None
+            else f"gone AS (DELETE FROM {self.outbox} WHERE {halting} RETURNING *), "
+        )
         return [
             Statement(
-                f"""WITH picked AS ({picked} FOR UPDATE OF dead SKIP LOCKED), changed AS ({changed}), back AS ({back}),
-                         told AS (SELECT pg_notify(:channel, queue) FROM back GROUP BY queue)
-                    SELECT count(*), (SELECT count(*) FROM told) FROM back""",
-                {**parameters, "channel": self.tables.channel},
+                f"WITH {gone}back AS ({back}), {_TOLD}", {"queue": queue, "key": key, "channel": self.tables.channel}
             )
         ]
 
@@ -476,6 +685,24 @@ class PostgreSQL(Dialect):
             {},
         )
 
+    def blocked_keys(self) -> Statement:
+        return Statement(
+            f"""SELECT queue, count(*) FROM (
+                    SELECT queue, held_key FROM {self.outbox} WHERE held_key IS NOT NULL AND failure_reason IS NOT NULL
+                    UNION
+                    SELECT queue, key FROM (
+                        SELECT queue, key, next_attempt_at, attempts_count, row_number() OVER line AS place,
+                               count(*) OVER (PARTITION BY queue, key) AS length
+                        FROM {self.outbox}
+                        WHERE key IS NOT NULL AND failure_reason IS NULL
+                        WINDOW line AS (PARTITION BY queue, key ORDER BY id)
+                    ) AS first
+                    WHERE place = 1 AND length > 1 AND attempts_count > 0 AND next_attempt_at > statement_timestamp()
+                ) AS blocked
+                GROUP BY queue""",
+            {},
+        )
+
     def dead_counts(self) -> Statement:
         return Statement(f"SELECT queue, count(*) FROM {self.tables.need('stats', 'dead_letters')} GROUP BY queue", {})
 
@@ -492,6 +719,19 @@ class PostgreSQL(Dialect):
                     CASE WHEN EXCLUDED.paused_at IS NULL THEN NULL
                          ELSE coalesce(control.paused_at, EXCLUDED.paused_at) END""",
             {"queue": queue},
+        )
+
+    def purge_inbox(self, older_than: timedelta, limit: int) -> Statement:
+        table = self.tables.need("purge_inbox", "inbox")
+        return Statement(
+            f"""DELETE FROM {table} WHERE id = ANY (ARRAY(
+                    SELECT id FROM {table}
+                    WHERE received_at < statement_timestamp() - make_interval(secs => CAST(:age AS float8))
+                    ORDER BY received_at
+                    LIMIT CAST(:limit AS bigint)
+                    FOR UPDATE SKIP LOCKED))
+                RETURNING id""",
+            {"age": older_than.total_seconds(), "limit": limit},
         )
 
     # Drift
@@ -529,7 +769,7 @@ class PostgreSQL(Dialect):
                 for unique, valid, definition, predicate in indexes
                 if valid
             ],
-            _type_of,
+            type_of,
         )
 
 
@@ -545,7 +785,8 @@ _TYPES = {
 }
 
 
-def _type_of(column: Column) -> str:
+def type_of(column: Column) -> str:
+    """A column's type as the catalogue has it."""
     return f"character varying({column.length})" if column.kind == "string" else _TYPES[column.kind]
 
 
@@ -558,6 +799,15 @@ def _leases(deliveries: Sequence[Delivery]) -> dict[str, object]:
     return {
         "ids": [delivery.id for delivery in deliveries],
         "tokens": [delivery.token for delivery in deliveries],
+    }
+
+
+def _deaths(dead: Sequence[tuple[Delivery, DeadLetter]]) -> dict[str, object]:
+    return {
+        **_leases([delivery for delivery, _ in dead]),
+        "reasons": [outcome.reason for _, outcome in dead],
+        "errors": [outcome.error for _, outcome in dead],
+        **_counts(dead),
     }
 
 

@@ -6,8 +6,18 @@ import re
 _SCHEMA_STATES = {"42P01", "42703", "42804", "3F000"}
 _SCHEMA_WORDS = ("no such table", "has no column named", "no such column", "does not exist", "datatype mismatch")
 _LOGIN_STATES = ("28", "3D", "53", "57P")  # no such login, no such database, too many connections, shutting down
+_ABORTED_STATE = "25P02"
+_FORBIDDEN_STATE = "42501"
 _READ_ONLY_STATE = "25006"
 _READ_ONLY_WORDS = "readonly database"
+
+# The way out where a privilege is missing.
+GRANTS = "outbox ddl --grants prints what each role needs; one that may only INSERT publishes with insert_only"
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """The driver's own error in that of SQLAlchemy or Django."""
+    return getattr(error, "orig", None) or error.__cause__ or error
 
 
 def sqlstate(cause: BaseException) -> str:
@@ -27,9 +37,19 @@ def is_login_refused(cause: BaseException) -> bool:
     return sqlstate(cause).startswith(_LOGIN_STATES)
 
 
+def is_forbidden(cause: BaseException) -> bool:
+    """Whether the role lacks a privilege."""
+    return sqlstate(cause) == _FORBIDDEN_STATE
+
+
 def is_read_only(cause: BaseException) -> bool:
     """Whether the database takes no writes: a replica, or a file without the permission."""
     return sqlstate(cause) == _READ_ONLY_STATE or _READ_ONLY_WORDS in str(cause)
+
+
+def is_aborted(cause: BaseException) -> bool:
+    """Whether an earlier error has ended the transaction for all but a rollback, as PostgreSQL has it."""
+    return sqlstate(cause) == _ABORTED_STATE
 
 
 def first_line(cause: BaseException) -> str:

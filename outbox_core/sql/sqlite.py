@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from outbox_core.message import Delivery, NewMessage, PendingMessage
-from outbox_core.outcome import Release, Retry
+from outbox_core.message import Delivery, NewMessage, PendingMessage, read_headers
+from outbox_core.outcome import DeadLetter, Release, Retry
 from outbox_core.schema import Column
 from outbox_core.sql.catalogue import LiveColumn, LiveIndex, compare
-from outbox_core.sql.dialect import ANEW, Dialect, Row, Settlements, Statement, counts, same_envelope
-from outbox_core.store import Difference, Want
+from outbox_core.sql.dialect import ANEW, MAX_HOPS, Dialect, Row, Settlements, Statement, counts, same_envelope
+from outbox_core.store import Difference, KeyWant, Want
 
 MAX_ROWS = 5_000  # three parameters a row stay below SQLite's 32,766
 
@@ -26,14 +26,22 @@ def _in(seconds: str) -> str:
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', ({seconds}) || ' seconds')"
 
 
+_DELIVERY = f"""RETURNING id, message_id, queue, key, payload, headers, priority, attempts_count, deliveries_count,
+                          created_at, first_attempt_at, next_attempt_at, acquired_token, {NOW}"""
+
+
+_CHANGES = Statement("SELECT changes()", {})
+
+
 class SQLite(Dialect):
     name = "sqlite"
+    remote = False
     notifies = False
     settles_in_transaction = True
 
     # Publishing
 
-    def insert(self, messages: Sequence[NewMessage], *, wake: bool) -> Sequence[Statement]:
+    def insert(self, messages: Sequence[NewMessage], *, wake: bool, blindly: bool = False) -> Sequence[Statement]:
         return [
             self._insert_run(run[start : start + MAX_ROWS])
             for run in same_envelope(messages)
@@ -111,7 +119,8 @@ class SQLite(Dialect):
             bands.append(
                 f"""SELECT id FROM (
                     SELECT id FROM {self.outbox}
-                    WHERE queue = :queue_{place} AND priority = :priority_{place} AND failure_reason IS NULL
+                    WHERE queue = :queue_{place} AND priority = :priority_{place}
+                      AND failure_reason IS NULL AND key IS NULL
                       AND next_attempt_at >= :since_{place} AND next_attempt_at <= {NOW}
                       AND (leased_until IS NULL OR leased_until <= {NOW})
                     ORDER BY next_attempt_at, id
@@ -122,10 +131,79 @@ class SQLite(Dialect):
                 SET acquired_token = CASE WHEN acquired_token IS NULL THEN :token ELSE :suspect END,
                     leased_until = {_in(":lease")}
                 WHERE id IN (SELECT id FROM ({" UNION ALL ".join(bands)}) LIMIT :total)
-                RETURNING id, message_id, queue, key, payload, headers, priority, attempts_count, deliveries_count,
-                          created_at, first_attempt_at, next_attempt_at, acquired_token, {NOW}""",
+                {_DELIVERY}""",
             parameters,
         )
+
+    def look_at_keys(self, want: KeyWant) -> Statement:
+        first = f"""SELECT message.id FROM {self.outbox} AS message
+                    WHERE message.queue = :queue AND message.failure_reason IS NULL AND message.key > {{after}}
+                    ORDER BY message.key, message.id LIMIT 1"""
+        ours = f"""message.next_attempt_at <= {NOW} AND (message.leased_until IS NULL OR message.leased_until <= {NOW})
+                   AND NOT {self._is_held("message.key")}"""
+        return Statement(
+            f"""WITH RECURSIVE lane (name, due, ours, hop, found) AS (
+                    SELECT message.key, message.next_attempt_at, {ours}, 1, {ours}
+                    FROM {self.outbox} AS message WHERE message.id = ({first.format(after=":after")})
+                    UNION ALL
+                    SELECT message.key, message.next_attempt_at, {ours}, lane.hop + 1, lane.found + ({ours})
+                    FROM lane JOIN {self.outbox} AS message ON message.id = ({first.format(after="lane.name")})
+                    WHERE lane.hop < :hops AND lane.found < :most
+                )
+                SELECT json_group_array(name) FILTER (WHERE ours),
+                       max(name) FILTER (WHERE hop = :hops OR found = :most),
+                       min((julianday(due) - julianday({NOW})) * 86400.0) FILTER (WHERE due > {NOW})
+                FROM (SELECT * FROM lane ORDER BY hop)""",
+            {"queue": want.queue, "after": want.after or "", "most": want.limit, "hops": MAX_HOPS},
+        )
+
+    def read_keys(self, rows: Sequence[Row]) -> tuple[list[str], str | None, float | None]:
+        ((keys, after, due_in),) = rows
+        return json.loads(keys), after, due_in
+
+    def _is_held(self, key: str) -> str:
+        return f"""EXISTS (SELECT 1 FROM {self.outbox} AS holder
+                           WHERE holder.queue = :queue AND holder.held_key = {key}
+                             AND (holder.leased_until > {NOW} OR holder.failure_reason IS NOT NULL))"""
+
+    def claim_keys(
+        self, queue: str, keys: Sequence[str], *, run: int, lease: float, token: UUID, suspect: UUID
+    ) -> Statement:
+        first = f"""SELECT message.id, message.next_attempt_at <= {NOW}
+                           AND (message.leased_until IS NULL OR message.leased_until <= {NOW}) AS free
+                    FROM {self.outbox} AS message
+                    WHERE message.queue = :queue AND message.key = name.value AND message.failure_reason IS NULL
+                    ORDER BY message.id
+                    LIMIT :run"""
+        return Statement(
+            f"""WITH lane AS MATERIALIZED (
+                    SELECT name.value AS name, (SELECT max(id) FROM ({first})) AS last,
+                           (SELECT min(id) FROM ({first}) WHERE NOT free) AS stop
+                    FROM json_each(:keys) AS name
+                ), startable AS (
+                    SELECT message.id
+                    FROM lane JOIN {self.outbox} AS message
+                      ON message.queue = :queue AND message.key = lane.name AND message.failure_reason IS NULL
+                    WHERE message.id <= lane.last AND message.id < coalesce(lane.stop, lane.last + 1)
+                      AND NOT {self._is_held("lane.name")}
+                )
+                UPDATE {self.outbox}
+                SET acquired_token = CASE WHEN acquired_token IS NULL THEN :token ELSE :suspect END,
+                    leased_until = {_in(":lease")},
+                    held_key = key
+                WHERE id IN (SELECT id FROM startable)
+                {_DELIVERY}""",
+            {
+                "queue": queue,
+                "keys": json.dumps(list(keys)),
+                "run": run,
+                "lease": lease,
+                "token": token.hex,
+                "suspect": suspect.hex,
+            },
+        )
+
+    claims_collide = False  # there is one writer
 
     def read_delivery(self, row: Row, suspect: UUID) -> Delivery:
         token = UUID(row[12])
@@ -135,7 +213,7 @@ class SQLite(Dialect):
             queue=row[2],
             key=row[3],
             payload=row[4],
-            headers=json.loads(row[5]),
+            headers=read_headers(row[5]),
             priority=row[6],
             attempts=row[7],
             deliveries=row[8],
@@ -152,7 +230,11 @@ class SQLite(Dialect):
         if self.tables.queues is not None:
             paused = f"""EXISTS (SELECT 1 FROM {self.tables.sql(self.tables.queues)} AS control
                                  WHERE control.queue = band.queue AND control.paused_at IS NOT NULL)"""
-        highest = f"SELECT max(message.priority) FROM {self.outbox} AS message WHERE message.failure_reason IS NULL"
+        highest = f"""SELECT max(message.priority) FROM {self.outbox} AS message
+                      WHERE message.failure_reason IS NULL AND message.key IS NULL"""
+        keyed = f"""EXISTS (SELECT 1 FROM {self.outbox} AS message
+                            WHERE message.queue = band.queue AND message.key IS NOT NULL
+                              AND message.failure_reason IS NULL)"""
         return Statement(
             f"""WITH RECURSIVE band (queue, priority) AS (
                     SELECT wanted.value, ({highest} AND message.queue = wanted.value)
@@ -166,11 +248,11 @@ class SQLite(Dialect):
                     SELECT (julianday(message.next_attempt_at) - julianday({NOW})) * 86400.0
                     FROM {self.outbox} AS message
                     WHERE message.queue = band.queue AND message.priority = band.priority
-                      AND message.failure_reason IS NULL AND message.acquired_token IS NULL
+                      AND message.failure_reason IS NULL AND message.key IS NULL AND message.acquired_token IS NULL
                       AND message.next_attempt_at > {_in("-1")}
                     ORDER BY message.next_attempt_at, message.id
                     LIMIT 1
-                ), band.priority IS NULL AND {paused}
+                ), band.priority IS NULL AND {paused}, band.priority IS NULL AND {keyed}
                 FROM band""",
             {"queues": json.dumps(list(queues))},
         )
@@ -178,9 +260,16 @@ class SQLite(Dialect):
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement:
         return Statement(
             f"""UPDATE {self.outbox} SET leased_until = {_in(":lease")}
-                WHERE (id, acquired_token) IN ({_HELD})
+                WHERE (id, acquired_token) IN ({_HELD}) AND leased_until IS NOT NULL
                 RETURNING id""",
             {"held": _held(deliveries), "lease": lease},
+        )
+
+    def ours(self, deliveries: Sequence[Delivery]) -> Statement:
+        return Statement(
+            f"""SELECT id FROM {self.outbox}
+                WHERE (id, acquired_token) IN ({_HELD}) AND leased_until IS NOT NULL""",
+            {"held": _held(deliveries)},
         )
 
     def begin(self, delivery: Delivery) -> Statement:
@@ -194,10 +283,10 @@ class SQLite(Dialect):
     def settle(self, settlements: Settlements, *, worker: str) -> Sequence[Statement]:
         statements = []
         gone = list(settlements.acked)
-        if settlements.dead and self.tables.dead_letters is None:
-            statements.append(Statement(self._park, {"held": _deaths(settlements)}))
-        elif settlements.dead:
-            statements.append(Statement(self._copy_dead, {"held": _deaths(settlements), "worker": worker}))
+        if settlements.parked:
+            statements.append(Statement(self._park, {"held": _deaths(settlements.parked)}))
+        if settlements.dead:
+            statements.append(Statement(self._copy_dead, {"held": _deaths(settlements.dead), "worker": worker}))
             gone += [delivery for delivery, _ in settlements.dead]
         if settlements.acked and self.tables.archive is not None:
             statements.append(Statement(self._copy_done, {"held": _held(settlements.acked)}))
@@ -235,7 +324,8 @@ class SQLite(Dialect):
     @property
     def _park(self) -> str:
         return f"""UPDATE {self.outbox} AS message
-            SET acquired_token = NULL, leased_until = NULL, failure_reason = held.reason, last_exception = held.error,
+            SET acquired_token = NULL, leased_until = NULL, held_key = CASE WHEN held.halts THEN message.key END,
+                failure_reason = held.reason, last_exception = held.error,
                 attempts_count = message.attempts_count + held.failed,
                 deliveries_count = message.deliveries_count + held.started,
                 first_attempt_at = coalesce(message.first_attempt_at, {NOW}), last_attempt_at = {NOW}
@@ -248,6 +338,7 @@ class SQLite(Dialect):
         return f"""UPDATE {self.outbox} AS message
             SET acquired_token = CASE WHEN held.suspect THEN message.acquired_token END,
                 leased_until = NULL,
+                held_key = NULL,
                 next_attempt_at = CASE WHEN held.delay IS NULL THEN message.next_attempt_at
                                        ELSE {_in("held.delay")} END,
                 attempts_count = message.attempts_count + held.failed,
@@ -266,14 +357,33 @@ class SQLite(Dialect):
 
     def fetch_unprocessed(self, queue: str | None, limit: int) -> Statement:
         return Statement(
-            f"""SELECT id, message_id, queue, key, payload, headers, priority, timer_id, attempts_count,
-                       deliveries_count, created_at, next_attempt_at, coalesce(leased_until > {NOW}, 0), failure_reason
-                FROM {self.outbox}
+            f"""{self._pending}
                 WHERE :queue IS NULL OR queue = :queue
                 ORDER BY id
                 LIMIT :limit""",
             {"queue": queue, "limit": limit},
         )
+
+    def find_unprocessed(self, id: int | UUID) -> Statement:
+        where, parameters = self.identified(id)
+        return Statement(f"{self._pending} WHERE {where} AND failure_reason IS NULL", parameters)
+
+    @property
+    def _pending(self) -> str:
+        return f"""SELECT id, message_id, queue, key, payload, headers, priority, timer_id, attempts_count,
+                          deliveries_count, created_at, next_attempt_at, coalesce(leased_until > {NOW}, 0), failure_reason
+                   FROM {self.outbox}"""
+
+    def identified(self, id: int | UUID) -> tuple[str, dict[str, object]]:
+        if isinstance(id, UUID):
+            return "message_id = :message_id", {"message_id": id.hex}
+        return "id = :id", {"id": id}
+
+    def read_uuid(self, value: str) -> UUID:
+        return UUID(value)
+
+    def read_moment(self, value: str | datetime) -> datetime:
+        return _moment(value)
 
     def read_pending(self, row: Row) -> PendingMessage:
         return PendingMessage(
@@ -282,7 +392,7 @@ class SQLite(Dialect):
             queue=row[2],
             key=row[3],
             payload=row[4],
-            headers=json.loads(row[5]),
+            headers=read_headers(row[5]),
             priority=row[6],
             timer_id=row[7],
             attempts_count=row[8],
@@ -294,42 +404,84 @@ class SQLite(Dialect):
         )
 
     def redrive(
-        self, queue: str | None, ids: Sequence[int] | None, reason: str | None, limit: int | None, *, dry_run: bool
+        self,
+        queue: str | None,
+        key: str | None,
+        ids: Sequence[int] | None,
+        reason: str | None,
+        limit: int | None,
+        *,
+        dry_run: bool,
     ) -> Sequence[Statement]:
-        table = self.tables.dead_letters
-        source = self.outbox if table is None else self.tables.sql(table)
-        live = f"EXISTS (SELECT 1 FROM {self.outbox} AS live WHERE live.message_id = dead.message_id)"
-        picked = f"""SELECT id, message_id FROM {source} AS dead
-            WHERE failure_reason IS NOT NULL
-              AND {"true" if table is None else f"NOT {live}"}
-              AND (:queue IS NULL OR queue = :queue)
-              AND (:reason IS NULL OR failure_reason = :reason)
-              AND (:ids IS NULL OR id IN (SELECT value FROM json_each(:ids)))
-            ORDER BY id
-            LIMIT :limit"""
         parameters: dict[str, object] = {
             "queue": queue,
+            "key": key,
             "reason": reason,
             "ids": None if ids is None else json.dumps(list(ids)),
             "limit": -1 if limit is None else limit,
         }
-        count = Statement("SELECT changes()", {})
+        statements = self._redrive_parked(parameters, dry_run=dry_run)
+        if self.tables.dead_letters is None:
+            return statements
+        return [
+            *self._redrive_dead(self.tables.sql(self.tables.dead_letters), parameters, dry_run=dry_run),
+            *statements,
+        ]
+
+    _picked = """(:queue IS NULL OR queue = :queue) AND (:key IS NULL OR key = :key)
+              AND (:reason IS NULL OR failure_reason = :reason)"""
+
+    @property
+    def _parked(self) -> str:
+        """Those among the picked that are dead in the outbox table; *ids* mean them only where there is no other table."""
+        if self.tables.dead_letters is None:
+            which = "failure_reason IS NOT NULL AND (:ids IS NULL OR id IN (SELECT value FROM json_each(:ids)))"
+        else:
+            which = "failure_reason IS NOT NULL AND held_key IS NOT NULL AND :ids IS NULL"
+        return f"FROM {self.outbox} WHERE {which} AND {self._picked}"
+
+    def _redrive_parked(self, parameters: dict[str, object], *, dry_run: bool) -> list[Statement]:
+        picked = f"SELECT id {self._parked} ORDER BY id LIMIT :limit"
+        if dry_run:
+            return [Statement(f"SELECT count(*) FROM ({picked})", parameters)]
+        change = f"""UPDATE {self.outbox}
+            SET failure_reason = NULL, last_exception = NULL, held_key = NULL, timer_id = NULL, attempts_count = 0,
+                deliveries_count = 0, first_attempt_at = NULL, last_attempt_at = NULL, next_attempt_at = {NOW}
+            WHERE id IN ({picked})"""
+        return [Statement(change, parameters), _CHANGES]
+
+    def _redrive_dead(self, table: str, parameters: dict[str, object], *, dry_run: bool) -> list[Statement]:
+        picked = f"""SELECT id, message_id FROM {table} AS dead
+            WHERE NOT EXISTS (SELECT 1 FROM {self.outbox} AS live WHERE live.message_id = dead.message_id)
+              AND (:ids IS NULL OR id IN (SELECT value FROM json_each(:ids)))
+              AND {self._picked}
+            ORDER BY id
+            LIMIT CASE WHEN :limit < 0 THEN -1 ELSE max(0, :limit - (SELECT count(*) {self._parked})) END"""
         if dry_run:
             return [Statement(f"SELECT count(DISTINCT message_id) FROM ({picked})", parameters)]
         oldest = f"SELECT min(id) FROM ({picked}) GROUP BY message_id"
-        if table is None:
-            change = f"""UPDATE {source}
-                SET failure_reason = NULL, last_exception = NULL, timer_id = NULL, attempts_count = 0,
-                    deliveries_count = 0, first_attempt_at = NULL, last_attempt_at = NULL, next_attempt_at = {NOW}
-                WHERE id IN ({oldest})"""
-            return [Statement(change, parameters), count]
         columns = "message_id, queue, key, payload, headers, priority, created_at"
         # What is copied is marked first, because once it is live it would not be picked again.
-        mark = f"UPDATE {source} SET failure_reason = 'redriven' WHERE id IN ({oldest})"
+        mark = f"UPDATE {table} SET failure_reason = 'redriven' WHERE id IN ({oldest})"
         copy = f"""INSERT INTO {self.outbox} ({columns}, next_attempt_at)
-            SELECT {columns}, {NOW} FROM {source} WHERE failure_reason = 'redriven' ORDER BY id"""
-        remove = f"DELETE FROM {source} WHERE failure_reason = 'redriven'"
-        return [Statement(mark, parameters), Statement(copy, {}), Statement(remove, {}), count]
+            SELECT {columns}, {NOW} FROM {table} WHERE failure_reason = 'redriven' ORDER BY id"""
+        remove = f"DELETE FROM {table} WHERE failure_reason = 'redriven'"
+        return [Statement(mark, parameters), Statement(copy, {}), Statement(remove, {}), _CHANGES]
+
+    def release_key(self, queue: str, key: str) -> Sequence[Statement]:
+        halting = "queue = :queue AND held_key = :key AND failure_reason IS NOT NULL"
+        parameters = {"queue": queue, "key": key}
+        if self.tables.dead_letters is None:
+            return [Statement(f"UPDATE {self.outbox} SET held_key = NULL WHERE {halting}", parameters), _CHANGES]
+        history = """message_id, queue, key, payload, headers, priority, timer_id, created_at, deliveries_count,
+                     attempts_count, first_attempt_at, last_attempt_at, failure_reason, last_exception"""
+        copy = f"""INSERT INTO {self.tables.sql(self.tables.dead_letters)} ({history}, failed_at)
+            SELECT {history}, last_attempt_at FROM {self.outbox} WHERE {halting}"""
+        return [
+            Statement(copy, parameters),
+            Statement(f"DELETE FROM {self.outbox} WHERE {halting}", parameters),
+            _CHANGES,
+        ]
 
     def purge_dead_letters(self, older_than: timedelta, queue: str | None, limit: int) -> Statement:
         table = self.tables.need("purge_dead_letters", "dead_letters")
@@ -355,6 +507,24 @@ class SQLite(Dialect):
             {},
         )
 
+    def blocked_keys(self) -> Statement:
+        return Statement(
+            f"""SELECT queue, count(*) FROM (
+                    SELECT queue, held_key FROM {self.outbox} WHERE held_key IS NOT NULL AND failure_reason IS NOT NULL
+                    UNION
+                    SELECT queue, key FROM (
+                        SELECT queue, key, next_attempt_at, attempts_count,
+                               row_number() OVER (PARTITION BY queue, key ORDER BY id) AS place,
+                               count(*) OVER (PARTITION BY queue, key) AS length
+                        FROM {self.outbox}
+                        WHERE key IS NOT NULL AND failure_reason IS NULL
+                    )
+                    WHERE place = 1 AND length > 1 AND attempts_count > 0 AND next_attempt_at > {NOW}
+                )
+                GROUP BY queue""",
+            {},
+        )
+
     def dead_counts(self) -> Statement:
         return Statement(f"SELECT queue, count(*) FROM {self.tables.need('stats', 'dead_letters')} GROUP BY queue", {})
 
@@ -370,6 +540,15 @@ class SQLite(Dialect):
                     CASE WHEN excluded.paused_at IS NULL THEN NULL
                          ELSE coalesce({table}.paused_at, excluded.paused_at) END""",
             {"queue": queue},
+        )
+
+    def purge_inbox(self, older_than: timedelta, limit: int) -> Statement:
+        table = self.tables.need("purge_inbox", "inbox")
+        return Statement(
+            f"""DELETE FROM {table} WHERE id IN (
+                    SELECT id FROM {table} WHERE received_at < {_in(":age")} ORDER BY received_at LIMIT :limit)
+                RETURNING id""",
+            {"age": -older_than.total_seconds(), "limit": limit},
         )
 
     # Drift
@@ -402,14 +581,15 @@ class SQLite(Dialect):
                 LiveIndex(tuple(names.split(",")), bool(unique), sql.partition("WHERE ")[2])
                 for unique, names, sql in indexes
             ],
-            _type_of,
+            type_of,
         )
 
 
 _HELD = "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:held)"
 _DEATHS = """SELECT json_extract(value, '$[0]') AS held_id, json_extract(value, '$[1]') AS held_token,
                     json_extract(value, '$[2]') AS reason, json_extract(value, '$[3]') AS error,
-                    json_extract(value, '$[4]') AS failed, json_extract(value, '$[5]') AS started
+                    json_extract(value, '$[4]') AS failed, json_extract(value, '$[5]') AS started,
+                    json_extract(value, '$[6]') AS halts
              FROM json_each(:held)"""
 
 _TYPES = {
@@ -425,7 +605,8 @@ _TYPES = {
 }
 
 
-def _type_of(column: Column) -> str:
+def type_of(column: Column) -> str:
+    """A column's type as `read_catalogue` compares it, which is without a length."""
     return _TYPES[column.kind]
 
 
@@ -449,7 +630,7 @@ def _held(deliveries: Sequence[Delivery]) -> str:
     return json.dumps([[delivery.id, delivery.token.hex] for delivery in deliveries])
 
 
-def _deaths(settlements: Settlements) -> str:
+def _deaths(dead: Sequence[tuple[Delivery, DeadLetter]]) -> str:
     return json.dumps(
         [
             [
@@ -458,8 +639,9 @@ def _deaths(settlements: Settlements) -> str:
                 outcome.reason,
                 outcome.error,
                 *counts(delivery, outcome),
+                outcome.halts,
             ]
-            for delivery, outcome in settlements.dead
+            for delivery, outcome in dead
         ]
     )
 

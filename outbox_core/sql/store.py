@@ -6,22 +6,35 @@ synchronously, and how to open a connection for a worker. Everything else is her
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Protocol, TypeAlias
 from uuid import UUID, uuid4
 
-from outbox_core.message import Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
+from outbox_core.errors import InvalidMessage, SchemaMismatch
+from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
+from outbox_core.outcome import Release
 from outbox_core.schema import Tables
 from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
-from outbox_core.store import Armed, Difference, Listener, OnCommit, Settlement, Survey, Want
+from outbox_core.store import (
+    Armed,
+    Difference,
+    KeyClaim,
+    KeyWant,
+    Listener,
+    OnCommit,
+    Settlement,
+    Survey,
+    Want,
+)
 
 Maker: TypeAlias = Callable[[Dialect], Sequence[Statement]]
 
 SETUP_PATIENCE = 10.0  # seconds
 SETUP_PAUSE = 0.02
+LEAST_PATIENCE = 1.0  # seconds for an extension, however short the lease
 
 
 class Executor(Protocol):
@@ -47,10 +60,13 @@ class SqlStore(ABC):
 
     dialect: Dialect | None  # None until a session says which database it is
 
-    def __init__(self, tables: Tables, dialect: Dialect | None, *, notify: bool = True) -> None:
+    def __init__(
+        self, tables: Tables, dialect: Dialect | None, *, notify: bool = True, insert_only: bool = False
+    ) -> None:
         self.tables = tables
         self.dialect = dialect
         self._notify = notify
+        self._insert_only = insert_only
 
     @property
     @abstractmethod
@@ -83,16 +99,29 @@ class SqlStore(ABC):
     # Publishing
 
     async def insert(self, messages: Sequence[NewMessage], session: object | None) -> list[int | None]:
-        return _ids_in_order(messages, await self.run(partial(self._insert, messages), session))
+        self._check_insertable(messages)
+        return self._ids(messages, await self.run(partial(self._insert, messages), session))
 
     def insert_sync(self, messages: Sequence[NewMessage], session: object) -> list[int | None]:
-        return _ids_in_order(messages, self.run_sync(partial(self._insert, messages), session))
+        self._check_insertable(messages)
+        return self._ids(messages, self.run_sync(partial(self._insert, messages), session))
 
     def _insert(self, messages: Sequence[NewMessage], dialect: Dialect) -> Sequence[Statement]:
-        return dialect.insert(messages, wake=self._notify and dialect.notifies)
+        return dialect.insert(messages, wake=self._notify and dialect.notifies, blindly=self._insert_only)
+
+    def _check_insertable(self, messages: Sequence[NewMessage]) -> None:
+        for message in messages if self._insert_only else ():
+            if message.timer_conflict != "ignore":
+                raise InvalidMessage(
+                    f"timer_conflict={message.timer_conflict!r} looks at the timer that is there and changes it, and this "
+                    "publisher may only INSERT; use one without insert_only, whose role may SELECT and UPDATE"
+                )
+
+    def _ids(self, messages: Sequence[NewMessage], answers: Sequence[Sequence[Row]]) -> list[int | None]:
+        return [None] * len(messages) if self._insert_only else _ids_in_order(messages, answers)
 
     async def complete(self, deliveries: Sequence[Delivery], session: object) -> set[int]:
-        acked = Settlements(acked=deliveries, moved=(), dead=())
+        acked = Settlements(acked=deliveries)
         answers = await self.run(lambda dialect: dialect.settle(acked, worker=""), session)
         return {row[0] for rows in answers for row in rows}
 
@@ -110,18 +139,48 @@ class SqlStore(ABC):
 
         return [readers[0](row) for row in await self._one(look, session)]
 
+    async def fetch_dead_letters(
+        self, queue: str | None, reason: str | None, limit: int, session: object | None
+    ) -> list[DeadMessage]:
+        readers: list[Callable[[Row], DeadMessage]] = []
+
+        def look(dialect: Dialect) -> Sequence[Statement]:
+            readers.append(dialect.read_dead)
+            return dialect.fetch_dead_letters(queue, reason, limit)
+
+        answers = await self.run(look, session)
+        return [readers[0](row) for rows in answers for row in rows][:limit]
+
+    async def find(self, id: int | UUID, session: object | None) -> list[PendingMessage | DeadMessage]:
+        dialects: list[Dialect] = []
+
+        def look(dialect: Dialect) -> Sequence[Statement]:
+            dialects.append(dialect)
+            return [dialect.find_unprocessed(id), *dialect.find_dead_letters(id)]
+
+        live, *dead = await self.run(look, session)
+        dialect = dialects[0]
+        return [*map(dialect.read_pending, live), *(dialect.read_dead(row) for rows in dead for row in rows)]
+
     async def redrive(
         self,
         *,
         queue: str | None,
+        key: str | None,
         ids: Sequence[int] | None,
         reason: str | None,
         limit: int | None,
         dry_run: bool,
         session: object | None,
     ) -> int:
-        answers = await self.run(lambda dialect: dialect.redrive(queue, ids, reason, limit, dry_run=dry_run), session)
-        return int(answers[-1][0][0])
+        counts = await self.run(
+            lambda dialect: dialect.redrive(queue, key, ids, reason, limit, dry_run=dry_run), session
+        )
+        return sum(int(rows[0][0]) for rows in counts if rows)
+
+    async def release_key(self, queue: str, key: str, session: object | None) -> bool:
+        answers = await self.run(lambda dialect: dialect.release_key(queue, key), session)
+        return bool(answers[-1][0][0])
 
     async def purge_dead_letters(
         self, older_than: timedelta, queue: str | None, limit: int, session: object | None
@@ -131,16 +190,17 @@ class SqlStore(ABC):
     async def stats(self) -> OutboxStats:
         answers = [list(rows) for rows in await self.run(self._stats, None)]
         live = {row[0]: row for row in answers.pop(0)}
+        blocked = {row[0]: row[1] for row in answers.pop(0)}
         dead: dict[str, int] = {}
         if self.tables.dead_letters is not None:
             dead = {row[0]: row[1] for row in answers.pop(0)}
         paused = {row[0] for row in answers.pop(0)} if self.tables.queues is not None else set()
         return OutboxStats(
-            {queue: _queue_stats(queue, live, dead, paused) for queue in sorted({*live, *dead, *paused})}
+            {queue: _queue_stats(queue, live, blocked, dead, paused) for queue in sorted({*live, *dead, *paused})}
         )
 
     def _stats(self, dialect: Dialect) -> Sequence[Statement]:
-        statements = [dialect.stats()]
+        statements = [dialect.stats(), dialect.blocked_keys()]
         if self.tables.dead_letters is not None:
             statements.append(dialect.dead_counts())
         if self.tables.queues is not None:
@@ -159,8 +219,40 @@ class SqlStore(ABC):
             answers = await self._look(partial(_catalogue, table))
             assert self.dialect is not None, "a store that can run by itself knows its database"
             if differences := self.dialect.read_catalogue(table, answers):
-                found[table] = differences
+                found[table] = [one._replace(needed=table != self.tables.inbox) for one in differences]
         return found
+
+    # Receiving
+
+    async def receive(self, message_id: str, consumer: str, session: object) -> bool:
+        """Record a message from elsewhere in the session's transaction; False if *consumer* has it already.
+
+        While another transaction that has recorded it is open, this waits for its end, and then says what came of it.
+        """
+        with self._inbox_refused():
+            return bool(await self._one(lambda dialect: dialect.receive(message_id, consumer), session))
+
+    def receive_sync(self, message_id: str, consumer: str, session: object) -> bool:
+        with self._inbox_refused():
+            return bool(self.run_sync(lambda dialect: [dialect.receive(message_id, consumer)], session)[0])
+
+    async def purge_inbox(self, older_than: timedelta, limit: int, session: object | None) -> int:
+        """Forget up to *limit* messages that were received more than *older_than* ago, oldest first; how many."""
+        with self._inbox_refused():
+            return len(await self._one(lambda dialect: dialect.purge_inbox(older_than, limit), session))
+
+    def purge_inbox_sync(self, older_than: timedelta, limit: int, session: object) -> int:
+        with self._inbox_refused():
+            return len(self.run_sync(lambda dialect: [dialect.purge_inbox(older_than, limit)], session)[0])
+
+    @contextmanager
+    def _inbox_refused(self) -> Iterator[None]:
+        """What the database says of a table was said of the inbox."""
+        try:
+            yield
+        except SchemaMismatch as error:
+            assert self.tables.inbox is not None, "otherwise there is no statement"
+            raise SchemaMismatch(self.tables.inbox, error.differences) from error.__cause__
 
     async def _look(self, make: Maker) -> Sequence[Sequence[Row]]:
         """What a worker wants to know before it begins, in no transaction of anybody's."""
@@ -200,6 +292,39 @@ class SqlLink:
         deliveries.sort(key=lambda delivery: (place[delivery.queue, delivery.priority], delivery.due_at, delivery.id))
         return deliveries
 
+    async def claim_keyed(self, want: KeyWant, *, lease: float) -> KeyClaim:
+        looked = await self._executor.execute(self._dialect.look_at_keys(want))
+        keys, after, due_in = self._dialect.read_keys(looked)
+        deliveries = await self._claim_keys(want, keys, lease) if keys else []
+        return KeyClaim(deliveries, after, due_in)
+
+    async def _claim_keys(self, want: KeyWant, keys: Sequence[str], lease: float) -> list[Delivery]:
+        token, suspect = uuid4(), uuid4()
+        run = min(want.run, max(1, want.limit // len(keys)))
+        rows = await self._executor.execute(
+            self._dialect.claim_keys(want.queue, keys, run=run, lease=lease, token=token, suspect=suspect)
+        )
+        place = {key: number for number, key in enumerate(keys)}
+        deliveries = [self._dialect.read_delivery(row, suspect) for row in rows]
+        deliveries.sort(key=lambda delivery: (place[delivery.key or ""], delivery.id))
+        if deliveries and self._dialect.claims_collide:
+            return await self._unrivalled(want.queue, deliveries, token, suspect)
+        return deliveries
+
+    async def _unrivalled(self, queue: str, deliveries: list[Delivery], token: UUID, suspect: UUID) -> list[Delivery]:
+        """Give back the keys of which somebody else has a message.
+
+        Two claims that begin before either has committed do not see each other; each looks again when it has, so that at
+        least the later one sees the other.
+        """
+        keys = sorted({delivery.key for delivery in deliveries if delivery.key is not None})
+        rows = await self._executor.execute(self._dialect.rivals(queue, keys, token=token, suspect=suspect))
+        contested = {row[0] for row in rows}
+        back = [delivery for delivery in deliveries if delivery.key in contested]
+        if back:
+            await self.settle([Settlement(delivery, Release()) for delivery in back], worker="")
+        return [delivery for delivery in deliveries if delivery.key not in contested]
+
     async def survey(self, queues: Sequence[str]) -> Survey:
         return self._dialect.read_survey(await self._executor.execute(self._dialect.survey(queues)))
 
@@ -222,10 +347,17 @@ class SqlLink:
         return bool(await self._executor.execute(self._dialect.begin(delivery)))
 
     async def extend(self, deliveries: Sequence[Delivery], lease: float) -> set[int]:
-        return {row[0] for row in await self._executor.execute(self._dialect.extend(deliveries, lease))}
+        # SQLite waits for whoever writes, with a patience of its own, and meanwhile nobody else can claim.
+        patience = max(LEAST_PATIENCE, lease / 4) if self._dialect.remote else None
+        async with asyncio.timeout(patience):
+            return await self._ids([self._dialect.extend(deliveries, lease)])
+
+    async def ours(self, deliveries: Sequence[Delivery]) -> set[int]:
+        return await self._ids([self._dialect.ours(deliveries)])
 
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
-        statements = self._dialect.settle(Settlements.of(settlements), worker=worker)
+        park = self._dialect.tables.dead_letters is None
+        statements = self._dialect.settle(Settlements.of(settlements, park=park), worker=worker)
         if not self._dialect.settles_in_transaction or len(statements) < 2:
             return await self._ids(statements)
         async with self._executor.together():
@@ -283,13 +415,16 @@ def _key(message_id: object) -> int:
     return message_id.int if isinstance(message_id, UUID) else int(str(message_id).replace("-", ""), 16)
 
 
-def _queue_stats(queue: str, live: Mapping[str, Row], dead: Mapping[str, int], paused: set[str]) -> QueueStats:
+def _queue_stats(
+    queue: str, live: Mapping[str, Row], blocked: Mapping[str, int], dead: Mapping[str, int], paused: set[str]
+) -> QueueStats:
     _, ready, scheduled, leased, parked, oldest = live.get(queue, (queue, 0, 0, 0, 0, None))
     return QueueStats(
         queue=queue,
         ready=ready,
         scheduled=scheduled,
         leased=leased,
+        blocked_keys=blocked.get(queue, 0),
         dead=parked + dead.get(queue, 0),
         oldest_age=oldest,
         paused=queue in paused,

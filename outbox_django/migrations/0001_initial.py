@@ -1,7 +1,7 @@
-"""All four tables, under the names and in the schema that `settings.OUTBOX` gives them.
+"""All five tables, under the names and in the schema that `settings.OUTBOX` gives them.
 
-The archive is made whether or not it is used, so that it can be switched on later. With `MANAGED` off, nothing is made and
-the migration is recorded: somebody else owns the tables. What follows the settings is read from them here too, or
+The archive and the inbox are made whether or not they are used, so that they can be used later. With `MANAGED` off, nothing
+is made and the migration is recorded: somebody else owns the tables. What follows the settings is read from them here too, or
 `makemigrations` would see a change in every project whose settings differ.
 """
 
@@ -38,6 +38,7 @@ class Migration(migrations.Migration):
                 ("next_attempt_at", models.DateTimeField(db_default=Now())),
                 ("acquired_token", models.UUIDField(blank=True, null=True)),
                 ("leased_until", models.DateTimeField(blank=True, null=True)),
+                ("held_key", models.CharField(blank=True, max_length=255, null=True)),
                 ("deliveries_count", models.IntegerField(db_default=0)),
                 ("attempts_count", models.IntegerField(db_default=0)),
                 ("first_attempt_at", models.DateTimeField(blank=True, null=True)),
@@ -54,12 +55,17 @@ class Migration(migrations.Migration):
                     models.Index(
                         fields=["queue", "priority", "next_attempt_at", "id"],
                         name=object_name(settings.table, "ready"),
-                        condition=Q(("failure_reason__isnull", True)),
+                        condition=Q(("failure_reason__isnull", True), ("key__isnull", True)),
                     ),
                     models.Index(
                         fields=["queue", "key", "id"],
                         name=object_name(settings.table, "key"),
                         condition=Q(("key__isnull", False), ("failure_reason__isnull", True)),
+                    ),
+                    models.Index(
+                        fields=["queue", "held_key"],
+                        name=object_name(settings.table, "held"),
+                        condition=Q(("held_key__isnull", False)),
                     ),
                 ],
                 "constraints": [
@@ -146,6 +152,29 @@ class Migration(migrations.Migration):
                 "verbose_name_plural": "queues",
                 "constraints": [
                     models.UniqueConstraint(fields=["queue"], name=object_name(f"{settings.table}_queues", "queue")),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="ReceivedMessage",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("consumer", models.CharField(max_length=255)),
+                ("message_id", models.CharField(max_length=255)),
+                ("received_at", models.DateTimeField(db_default=Now())),
+            ],
+            options={
+                "db_table": settings.db_table("_inbox"),
+                "managed": settings.managed,
+                "verbose_name": "received message",
+                "verbose_name_plural": "received messages",
+                "indexes": [
+                    models.Index(fields=["received_at"], name=object_name(f"{settings.table}_inbox", "received")),
+                ],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=["consumer", "message_id"], name=object_name(f"{settings.table}_inbox", "message")
+                    ),
                 ],
             },
         ),

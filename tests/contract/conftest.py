@@ -17,6 +17,7 @@ from tests.contract.harness import (
     ARCHIVING_TABLES,
     METADATA,
     PARKING_TABLES,
+    RECEIVING_TABLES,
     TABLES,
     DjangoOutbox,
     MemoryOutbox,
@@ -106,6 +107,22 @@ async def parking_outbox(request: pytest.FixtureRequest) -> AsyncIterator[Outbox
 async def archiving_outbox(request: pytest.FixtureRequest) -> AsyncIterator[SqlOutbox]:
     """The SQL stores with an archive."""
     async with opened(request, tables=ARCHIVING_TABLES) as outbox:
+        assert isinstance(outbox, SqlOutbox)
+        yield outbox
+
+
+@pytest.fixture(params=[*SQLITE, *POSTGRESQL])
+async def receiving_outbox(request: pytest.FixtureRequest) -> AsyncIterator[SqlOutbox]:
+    """The SQL stores with an inbox."""
+    async with opened(request, tables=RECEIVING_TABLES) as outbox:
+        assert isinstance(outbox, SqlOutbox)
+        yield outbox
+
+
+@pytest.fixture(params=POSTGRESQL)
+async def postgres_receiving_outbox(request: pytest.FixtureRequest) -> AsyncIterator[SqlOutbox]:
+    """PostgreSQL with each driver and adapter, and an inbox."""
+    async with opened(request, tables=RECEIVING_TABLES) as outbox:
         assert isinstance(outbox, SqlOutbox)
         yield outbox
 

@@ -22,7 +22,7 @@ from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import Outcome, Vote
 from outbox_core.pull import Puller
 from outbox_core.slots import Consumer
-from outbox_core.store import Band, Link, Settlement, Store, Want
+from outbox_core.store import Band, KeyWant, Link, Settlement, Store, Want
 from outbox_django.store import AtomicBlock, DjangoStore
 from outbox_sqlalchemy import OutboxTables, SqlAlchemyStore, make_outbox_table, make_outbox_tables
 from outbox_sqlalchemy.tables import names_of
@@ -32,6 +32,7 @@ METADATA = MetaData()
 TABLES = make_outbox_tables(METADATA)
 PARKING_TABLES = OutboxTables(make_outbox_table(METADATA, "parking"))
 ARCHIVING_TABLES = make_outbox_tables(METADATA, "archiving", archive=True)
+RECEIVING_TABLES = make_outbox_tables(METADATA, "receiving", inbox=True)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Outbox(ABC):
 
     async def redrive(self, **picked: Any) -> int:
         """Redrive with the arguments that matter to a test."""
-        every: dict[str, Any] = {"queue": None, "ids": None, "reason": None, "limit": None}
+        every: dict[str, Any] = {"queue": None, "key": None, "ids": None, "reason": None, "limit": None}
         return await self.store.redrive(**{**every, "dry_run": False, "session": None, **picked})
 
     async def link(self) -> Link:
@@ -269,6 +270,19 @@ def _aware(moment: datetime) -> datetime:
 async def claim(link: Link, queue: str = "orders", *, limit: int = 100, lease: float = 30.0) -> list[Delivery]:
     """Claim from the one queue at priority 0."""
     return await link.claim([Want(Band(queue), limit)], total=limit, lease=lease)
+
+
+async def claim_keyed(
+    link: Link,
+    queue: str = "orders",
+    *,
+    limit: int = 100,
+    run: int = 100,
+    after: str | None = None,
+    lease: float = 30.0,
+) -> list[Delivery]:
+    """Claim what has a key from the one queue."""
+    return (await link.claim_keyed(KeyWant(queue, limit, run, after), lease=lease)).deliveries
 
 
 async def settle(link: Link, delivery: Delivery, outcome: Outcome) -> set[int]:

@@ -8,7 +8,7 @@ import pytest
 
 from outbox_core.envelope import compose
 from outbox_core.outcome import Ack, DeadLetter, DeadReason, Retry
-from tests.contract.harness import Outbox, bodies, claim, settle
+from tests.contract.harness import Outbox, bodies, claim, claim_keyed, settle
 
 ONE = UUID("0197a3c0-0000-7000-8000-000000000001")
 
@@ -58,14 +58,14 @@ async def test_a_redriven_message_is_itself_with_fresh_counters(outbox: Outbox) 
             timer_id="t",
         )
     )
-    await settle(link, (await claim(link))[0], Retry(0))
-    (delivery,) = await claim(link)
+    await settle(link, (await claim_keyed(link))[0], Retry(0))
+    (delivery,) = await claim_keyed(link)
     await settle(link, delivery, DeadLetter("retry_terminal"))
     await outbox.age(60)
 
     await outbox.redrive()
 
-    (again,) = await claim(link)
+    (again,) = await claim_keyed(link)
     assert again.message_id == ONE
     assert (again.queue, again.key, again.payload) == ("orders", "k", b"\x00body")
     assert again.headers == {"h": "1", "correlation_id": "c"}

@@ -81,3 +81,38 @@ async def test_extending_counts_nothing(outbox: Outbox) -> None:
 
 async def test_extending_nothing_does_nothing(outbox: Outbox) -> None:
     assert await (await outbox.link()).extend([], 30) == set()
+
+
+async def test_what_was_given_back_as_a_suspect_is_not_leased_again_by_an_extension_that_comes_late(
+    outbox: Outbox,
+) -> None:
+    """A suspect keeps its token, so that the next worker knows."""
+    link = await outbox.link()
+    await outbox.publish(compose("a", "orders"))
+    await claim(link, lease=10)
+    await outbox.age(11)
+    (suspect,) = await claim(link, lease=10)
+    await settle(link, suspect, Release())
+
+    assert await link.extend([suspect], 30) == set()
+    assert await link.ours([suspect]) == set()
+    assert [delivery.suspect for delivery in await claim(link)] == [True]
+
+
+async def test_a_look_says_what_is_still_ours_and_changes_nothing(outbox: Outbox) -> None:
+    link = await outbox.link()
+    await outbox.publish(*(compose(body, "orders") for body in ("stale", "kept", "acked", "released")))
+    (stale,) = await claim(link, limit=1, lease=10)
+    await outbox.age(11)
+    await claim(link, limit=1, lease=10)
+    kept, acked, released = await claim(link, lease=10)
+    await settle(link, acked, Ack())
+    await settle(link, released, Release())
+
+    assert await link.ours([stale, released, kept, acked]) == {kept.id}
+    assert await link.ours([]) == set()
+
+    await outbox.age(11)
+    assert await link.ours([kept]) == {kept.id}
+    assert len(await claim(link)) == 3
+    assert await link.ours([kept]) == set()

@@ -47,7 +47,7 @@ async def test_a_parked_message_is_not_surveyed(parking_outbox: Outbox) -> None:
 
     survey = await (await parking_outbox.link()).survey(["orders"])
 
-    assert survey == Survey(bands=(), due_in=None, paused=frozenset())
+    assert survey == Survey(bands=(), due_in=None, keyed=frozenset(), paused=frozenset())
 
 
 async def test_a_parked_message_counts_as_dead(parking_outbox: Outbox) -> None:

@@ -9,7 +9,7 @@ import pytest
 from outbox_core.envelope import compose
 from outbox_core.errors import WrongType
 from outbox_core.outcome import Ack, DeadLetter, Retry
-from tests.contract.harness import Outbox, bodies, claim, settle
+from tests.contract.harness import Outbox, bodies, claim, claim_keyed, settle
 
 ONE = UUID("0197a3c0-0000-7000-8000-000000000001")
 TWO = UUID("0197a3c0-0000-7000-8000-000000000002")
@@ -111,7 +111,7 @@ async def test_a_message_arrives_as_it_was_published(outbox: Outbox) -> None:
     )
     (id,) = await outbox.publish(message)
 
-    (delivery,) = await claim(await outbox.link())
+    (delivery,) = await claim_keyed(await outbox.link())
 
     assert delivery.id == id
     assert delivery.message_id == ONE

@@ -8,7 +8,7 @@ from outbox_core.envelope import compose
 from outbox_core.message import Delivery
 from outbox_core.outcome import Ack, DeadLetter, Outcome, Release, Retry
 from outbox_core.store import Link, Settlement
-from tests.contract.harness import Outbox, bodies, claim, settle
+from tests.contract.harness import Outbox, bodies, claim, claim_keyed, settle
 
 OUTCOMES = [Ack(), Retry(5.0), Retry(5.0, failed=False), Release(), DeadLetter("rejected", "no")]
 NAMES = ["ack", "retry", "snooze", "release", "dead"]
@@ -135,8 +135,9 @@ async def test_a_released_message_keeps_its_history(outbox: Outbox) -> None:
 
 async def test_a_dead_message_goes_to_the_dead_letters_with_its_history(outbox: Outbox) -> None:
     link = await outbox.link()
-    await settle(link, await one_delivery(outbox, link, key="k", timer_id="t"), Retry(0))
-    (delivery,) = await claim(link)
+    await outbox.publish(compose("a", "orders", key="k", timer_id="t"))
+    await settle(link, (await claim_keyed(link))[0], Retry(0))
+    (delivery,) = await claim_keyed(link)
 
     assert await settle(link, delivery, DeadLetter("retry_terminal", 'ValueError: it\'s "über" 5\n:x%s')) == {
         delivery.id

@@ -13,7 +13,9 @@ from tests.contract.harness import Outbox, bodies, claim, settle
 async def test_empty_queues_have_nothing_to_survey(outbox: Outbox) -> None:
     link = await outbox.link()
 
-    assert await link.survey(["orders", "mails"]) == Survey(bands=(), due_in=None, paused=frozenset())
+    assert await link.survey(["orders", "mails"]) == Survey(
+        bands=(), due_in=None, keyed=frozenset(), paused=frozenset()
+    )
 
 
 async def test_bands_are_the_priorities_that_each_queue_has(outbox: Outbox) -> None:
@@ -84,7 +86,7 @@ async def test_the_dead_are_not_surveyed(outbox: Outbox) -> None:
     await outbox.publish(compose("a", "orders"))
     await settle(link, (await claim(link))[0], DeadLetter("rejected"))
 
-    assert await link.survey(["orders"]) == Survey(bands=(), due_in=None, paused=frozenset())
+    assert await link.survey(["orders"]) == Survey(bands=(), due_in=None, keyed=frozenset(), paused=frozenset())
 
 
 async def test_paused_queues_are_told_whether_they_have_rows_or_not(outbox: Outbox) -> None:

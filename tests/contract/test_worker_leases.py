@@ -65,6 +65,37 @@ async def test_a_worker_does_not_claim_again_what_it_held_while_its_loop_was_blo
     assert sorted(started) == ["a", "b", "blocks", "c", "d", "e"]
 
 
+async def test_a_handler_that_blocks_the_loop_for_longer_than_the_leases_loses_none_to_another_worker(
+    outbox: Outbox, work: Work
+) -> None:
+    """The other worker is on the same loop, and as quick to claim as this one is to extend.
+
+    What is claimed by a statement whose answer waits for the loop is nobody's yet, so its lease may be over before it begins.
+    """
+    started: list[str] = []
+    lost: list[str] = []
+
+    async def handle(delivery: Delivery) -> None:
+        started.append(delivery.payload.decode())
+        if delivery.payload == b"blocks":
+            time.sleep(2.5)  # noqa: ASYNC251  what a careless handler does
+        await asyncio.sleep(0.1)
+
+    options = {"max_workers": 3, "lease_ttl_seconds": 1.0, "max_fetch_interval": 0.05}
+
+    def observe(event: Event) -> None:
+        if isinstance(event, LeaseLost) and event.delivery.payload.decode() in started:
+            lost.append(event.delivery.payload.decode())
+
+    await work(consumer(handle, **options), name="w1", observers=[observe])
+    await work(consumer(handle, **options), name="w2", observers=[observe])
+    await outbox.publish(*(compose(body, "orders") for body in ["a", "b", "blocks", "c", "d"]))
+
+    await until(lambda: all_gone(outbox))
+    assert sorted(started) == ["a", "b", "blocks", "c", "d"]
+    assert lost == []
+
+
 @pytest.mark.parametrize("outbox", ["memory"], indirect=True)
 async def test_the_shortest_lease_decides_how_often_leases_are_extended(outbox: Outbox, work: Work) -> None:
     started: list[str] = []

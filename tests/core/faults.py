@@ -11,7 +11,7 @@ from outbox_core.store import Settlement
 
 
 class FaultyStore(MemoryStore):
-    """Asks `before` and `after` about every begin, extend and settle, with the payloads concerned; they may raise."""
+    """Asks `before` and `after` about every begin, extend, look and settle, with the payloads concerned; they may raise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,6 +50,12 @@ class FaultyLink(MemoryLink):
         self._enter("extend", deliveries)
         ours = await super().extend(deliveries, lease)
         self._leave("extend", deliveries)
+        return ours
+
+    async def ours(self, deliveries: Sequence[Delivery]) -> set[int]:
+        self._enter("ours", deliveries)
+        ours = await super().ours(deliveries)
+        self._leave("ours", deliveries)
         return ours
 
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:

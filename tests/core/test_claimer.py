@@ -43,7 +43,10 @@ class Planner:
             for queue, count in found.items()
             for number in range(count)
         ]
-        self.claimer._learn(self.plan(), deliveries, self.consumers)
+        wants = self.plan()
+        for consumer in self.consumers:
+            consumer.more = False
+        self.claimer._learn(wants, deliveries, self.consumers)
 
 
 def consumer(*queues: str, prefetch: int = 12) -> Consumer:

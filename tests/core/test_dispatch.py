@@ -174,7 +174,7 @@ def test_a_refusal_says_how_often() -> None:
         (ValueError("a\ud800b"), "ValueError: a\\ud800b"),
         (ValueError("über 🚲"), "ValueError: über 🚲"),
         (ValueError("x" * 20_000), "ValueError: " + "x" * (MAX_ERROR_CHARACTERS - 12) + "…"),
-        (UnicodeError("line 1\nline 2"), "UnicodeError: line 1\nline 2"),
+        (UnicodeError("line 1\nline 2"), "UnicodeError: line 1\\nline 2"),
     ],
     ids=["plain", "empty", "key", "nul", "surrogate", "unicode", "long", "lines"],
 )

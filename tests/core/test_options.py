@@ -15,7 +15,7 @@ def test_the_defaults_suit_most() -> None:
     assert options.queues == ("orders",)
     assert options.max_workers == 1
     assert options.max_deliveries == 20
-    assert options.lease_ttl_seconds == 30.0
+    assert options.lease_ttl_seconds == 10.0
     assert options.prefetch is None
     assert options.batch is False
     assert options.handler_timeout is None

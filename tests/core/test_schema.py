@@ -120,7 +120,7 @@ def test_two_tables_cannot_be_one() -> None:
         Tables("outbox", "outbox")
 
 
-@pytest.mark.parametrize("field", ["outbox", "dead_letters", "archive", "queues", "schema"])
+@pytest.mark.parametrize("field", ["outbox", "dead_letters", "archive", "queues", "schema", "inbox"])
 def test_every_name_is_checked(field: str) -> None:
     with pytest.raises(InvalidName, match="got 'x\"; DROP TABLE users; --'"):
         Tables(**{field: 'x"; DROP TABLE users; --'})

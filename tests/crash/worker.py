@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -25,7 +26,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from outbox_core.faststream import OutboxBroker
 from outbox_core.message import Delivery
 from outbox_core.sql import Row, Statement
-from outbox_core.store import Link, Settlement, Want
+from outbox_core.store import KeyClaim, KeyWant, Link, Settlement, Want
 from outbox_sqlalchemy import ConstantRetry, OutboxMessage, SqlAlchemyStore, make_outbox_tables
 from outbox_sqlalchemy.store import SqlAlchemyExecutor
 from outbox_sqlalchemy.tables import names_of
@@ -40,11 +41,11 @@ class Orders:
     """What one worker process shall do.
 
     `seconds`: how long a handler runs; `slow`: for which numbers it runs `slow_seconds`; `gate`: a file for which it also
-    waits. `failing`, `rejected`, `deadly`, `hanging`: numbers whose handler fails in its first run here, is rejected, ends
-    the interpreter, or blocks the loop for ever. `fails`: every message fails once or up to so many times, by its number.
-    `retry`: seconds. `dies`: the point at which the process kills itself (see `POINTS`), when it has come there `spares`
-    times before. `transactional`: handlers also write a row into the table `effects`, in the transaction that ends their
-    message.
+    waits. `failing`, `rejected`, `deadly`: numbers whose handler fails in its first run here, is rejected, or ends the
+    interpreter. `blocking`: numbers whose handler blocks the event loop for `blocks` seconds, or `spinning`: for ever,
+    without letting any other thread run. `fails`: every message fails once or up to so many times, by its number. `retry`:
+    seconds. `dies`: the point at which the process kills itself (see `Fate.meets`), when it has come there `spares` times
+    before. `transactional`: handlers also write a row into the table `effects`, in the transaction that ends their message.
     """
 
     url: str
@@ -59,14 +60,14 @@ class Orders:
     failing: tuple[int, ...] = ()
     rejected: tuple[int, ...] = ()
     deadly: tuple[int, ...] = ()
-    hanging: tuple[int, ...] = ()
+    blocking: tuple[int, ...] = ()
+    blocks: float = 3_600.0
+    spinning: tuple[int, ...] = ()
+    stuck_timeout: float | None = 30.0
     fails: int = 0
     retry: float = 0.1
     dies: str | None = None
     spares: int = 0
-
-
-POINTS = ("claimed", "begun", "running", "handled", "settling", "settled", "extended")
 
 
 def die() -> None:
@@ -113,10 +114,18 @@ class WatchedLink:
 
     async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
         deliveries = await self._link.claim(wants, total=total, lease=lease)
+        self._claimed(deliveries)
+        return deliveries
+
+    async def claim_keyed(self, want: KeyWant, *, lease: float) -> KeyClaim:
+        claim = await self._link.claim_keyed(want, lease=lease)
+        self._claimed(claim.deliveries)
+        return claim
+
+    def _claimed(self, deliveries: Sequence[Delivery]) -> None:
         if deliveries:
             self._ledger.claim(number_in(delivery.payload) for delivery in deliveries)
             self._fate.meets("claimed")
-        return deliveries
 
     async def begin(self, delivery: Delivery) -> bool:
         ours = await self._link.begin(delivery)
@@ -158,7 +167,7 @@ def make_app(orders: Orders) -> FastStream:
     store = WatchedStore(engine, names_of(make_outbox_tables(MetaData())))
     store.ledger = ledger = Ledger(Path(orders.ledger))
     store.fate = fate = Fate(orders)
-    broker = OutboxBroker(store, logger=None)
+    broker = OutboxBroker(store, logger=None, stuck_timeout=orders.stuck_timeout)
     retry = ConstantRetry(delay_seconds=orders.retry)
     failed: set[int] = set()
 
@@ -180,8 +189,10 @@ def make_app(orders: Orders) -> FastStream:
     async def work(number: int, message: OutboxMessage) -> None:
         if number in orders.deadly:
             os._exit(EXIT_AS_ORDERED)
-        if number in orders.hanging:
-            time.sleep(86_400)  # noqa: ASYNC251  it blocks the loop as ordered
+        if number in orders.blocking:
+            time.sleep(orders.blocks)  # noqa: ASYNC251  what a careless handler does
+        if number in orders.spinning:
+            re.match("(a+)+$", "a" * 60 + "b")
         if orders.fails and message.attempt <= 1 + number % orders.fails:
             raise RuntimeError(f"message {number} fails as ordered")
         if orders.transactional:

@@ -29,7 +29,8 @@ class Outbox:
 
     @property
     def tables(self) -> OutboxTables:
-        return make_outbox_tables(MetaData(), str(self.settings.get("TABLE", "outbox")), self.schema, archive=True)
+        name = str(self.settings.get("TABLE", "outbox"))
+        return make_outbox_tables(MetaData(), name, self.schema, archive=True, inbox=True)
 
     @property
     def project(self) -> Project:

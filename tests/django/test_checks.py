@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 from django.apps import apps
-from django.core.checks import ERROR, CheckMessage, run_checks
+from django.core.checks import ERROR, INFO, CheckMessage, run_checks
 from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
@@ -190,7 +191,7 @@ def execute(*statements: str) -> None:
 
 def make_with_sqlalchemy() -> None:
     metadata = MetaData()
-    make_outbox_tables(metadata, archive=True)
+    make_outbox_tables(metadata, archive=True, inbox=True)
     given = connections["fresh"].settings_dict
     url = URL.create("sqlite", database=given["NAME"])
     if connections["fresh"].vendor == "postgresql":
@@ -245,7 +246,7 @@ def test_a_table_under_another_name_than_it_was_made_is_missing(outbox: Outbox) 
     with outbox(TABLE="events"):
         warnings = found("fresh")
 
-    assert ids(warnings) == ["outbox.W008"] * 3
+    assert ids(warnings) == ["outbox.W008"] * 4
     assert warnings[0].msg == "table events does not exist in database 'fresh', although it has been migrated"
 
 
@@ -271,11 +272,34 @@ def test_tables_of_others_are_looked_at_like_ours(outbox: Outbox) -> None:
         execute("ALTER TABLE outbox RENAME COLUMN queue TO topic")
         altered = found("fresh")
 
-    assert ids(missing) == ["outbox.W009"] * 3
+    assert ids(missing) == ["outbox.W009"] * 3 + ["outbox.I002"]
     assert missing[0].hint is not None
     assert "alembic upgrade head" in missing[0].hint
     assert "outbox.W010" in ids(altered)
     assert {warning.hint for warning in altered} == {missing[0].hint}
+
+
+def test_an_inbox_that_others_have_not_made_is_no_warning(outbox: Outbox) -> None:
+    with outbox(MANAGED=False):
+        make_with_sqlalchemy()
+        execute("DROP TABLE outbox_inbox")
+        (info,) = found("fresh")
+
+    assert (info.id, info.level) == ("outbox.I002", INFO)
+    assert info.msg == (
+        "table outbox_inbox does not exist in database 'fresh', so receive() is refused; nothing else needs it"
+    )
+
+
+def test_an_inbox_that_does_not_fit_keeps_no_worker_from_starting(outbox: Outbox) -> None:
+    with outbox():
+        call_command("migrate", "outbox", database="fresh", verbosity=0)
+        execute("ALTER TABLE outbox_inbox RENAME COLUMN consumer TO who")
+        altered = found("fresh")
+        call_command("outbox_health", "--max-dead", "0", "--database", "fresh", stdout=StringIO())
+
+    assert set(ids(altered)) == {"outbox.W012"}
+    assert "receive() fails" in altered[0].msg
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.databases import execute
 from tests.django.outboxes import Outbox, empty_database
 from tests.django.projects import Project
 
-TABLES = ["outbox", "outbox_archive", "outbox_dlq", "outbox_queues"]
+TABLES = ["outbox", "outbox_archive", "outbox_dlq", "outbox_inbox", "outbox_queues"]
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])

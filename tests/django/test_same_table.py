@@ -127,6 +127,7 @@ ROWS: list[dict[str, Any]] = [
     {"queue": "orders", "payload": b"\x00\xff", "failure_reason": "rejected"},
     {"queue": "orders", "payload": b""},
     {"queue": "orders"},
+    {"consumer": "billing", "message_id": "m1"},
 ]
 READ = "answer = [model.objects.values().get() for model in MODELS]"
 
@@ -151,7 +152,7 @@ def assert_defaults(found: list[dict[str, Any]]) -> None:
         assert isinstance(row["message_id"], UUID)
         assert (row["headers"], row["priority"], row["deliveries_count"], row["attempts_count"]) == ({}, 0, 0, 0)
     moments = [value for row in found for value in row.values() if isinstance(value, datetime)]
-    assert len(moments) == 6
+    assert len(moments) == 7
     assert all(moment.utcoffset() == timedelta(0) for moment in moments)
     assert all(abs(now - moment) < timedelta(minutes=1) for moment in moments)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -12,7 +13,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from sqlalchemy import URL
 
-from outbox_core.errors import OptionError, WrongDatabase
+from outbox_core.errors import OptionError, PayloadTooLarge, WrongDatabase
 from outbox_core.schema import Tables
 from outbox_core.sql.dialect import wake_lock
 from outbox_django import OutboxBroker, publish
@@ -29,6 +30,7 @@ def test_every_key_may_be_left_out() -> None:
     assert settings.require_transaction == "error"
     assert settings.tables.outbox == "outbox"
     assert settings.tables.archive is None
+    assert (settings.dead_letter_retention, settings.inbox_retention) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,16 @@ def test_every_key_may_be_left_out() -> None:
         ({"TABLE": "a b"}, 'OUTBOX["TABLE"]'),
         ({"TABLE": "t" * 60}, "t" * 60),
         ({"SCHEMA": "a.b"}, "a.b"),
+        (
+            {"INBOX_RETENTION": timedelta(days=7), "DEAD_LETTER_RETENTION": timedelta(days=30)},
+            'OUTBOX["INBOX_RETENTION"] must not be shorter than OUTBOX["DEAD_LETTER_RETENTION"], got 7 days and 30 days: ',
+        ),
+        (
+            {"INBOX_RETENTION": timedelta(days=7)},
+            'OUTBOX["INBOX_RETENTION"] is 7 days, but OUTBOX["DEAD_LETTER_RETENTION"] is not set, ',
+        ),
+        ({"INBOX_RETENTION": 7}, 'OUTBOX["INBOX_RETENTION"] must be a timedelta, got int; pass timedelta(days=…)'),
+        ({"DEAD_LETTER_RETENTION": -timedelta(1)}, 'OUTBOX["DEAD_LETTER_RETENTION"] must not be negative'),
         ({"MANAGED": "no"}, "OUTBOX[\"MANAGED\"] must be True or False, got 'no'"),
         ({"NOTIFY": 1}, 'OUTBOX["NOTIFY"] must be True or False, got 1'),
         ({"CONCURRENCY": 0}, 'OUTBOX["CONCURRENCY"] must be an int between 1 and 1,000, got 0'),
@@ -61,7 +73,14 @@ def test_every_key_may_be_left_out() -> None:
         ({"CONCURRENCY": "4"}, 'OUTBOX["CONCURRENCY"] must be an int'),
         ({"GRACEFUL_TIMEOUT": -1}, 'OUTBOX["GRACEFUL_TIMEOUT"] must be a number of seconds >= 0, got -1'),
         ({"GRACEFUL_TIMEOUT": float("inf")}, 'OUTBOX["GRACEFUL_TIMEOUT"] must be a number of seconds >= 0, got inf'),
+        ({"STUCK_TIMEOUT": 0}, 'OUTBOX["STUCK_TIMEOUT"] must be a number of seconds >= 1, or None, got 0'),
         ({"CONN_MAX_AGE": "60"}, "OUTBOX[\"CONN_MAX_AGE\"] must be a number of seconds >= 0, or None, got '60'"),
+        ({"CONN_MAX_AGE": 10**400}, 'OUTBOX["CONN_MAX_AGE"] must be a number of seconds >= 0, or None, got an int of'),
+        (
+            {"MAX_PAYLOAD_BYTES": 0},
+            'OUTBOX["MAX_PAYLOAD_BYTES"] must be an int between 1 and 268,435,456, got 0',
+        ),
+        ({"MAX_PAYLOAD_BYTES": None}, 'OUTBOX["MAX_PAYLOAD_BYTES"] must be an int between 1 and 268,435,456, got None'),
         ({"BROKER": 5}, 'OUTBOX["BROKER"] must be a str or None, got 5'),
         ({"AUTODISCOVER": ""}, 'OUTBOX["AUTODISCOVER"] must be a str, got'),
     ],
@@ -108,6 +127,15 @@ def test_publishers_wake_workers_unless_the_settings_say_not_to(
     assert OutboxMessage.objects.count() == 1
 
 
+def test_the_limit_of_a_payload_is_that_of_publishers_and_of_the_broker(django_databases: object) -> None:
+    with override_settings(OUTBOX={"MAX_PAYLOAD_BYTES": 3, "REQUIRE_TRANSACTION": "ignore"}):
+        broker = OutboxBroker()
+        for call in (publish, broker.publish_sync):
+            call(b"123", "q")
+            with pytest.raises(PayloadTooLarge, match="at most 3 bytes, got 4"):
+                call(b"1234", "q")
+
+
 def test_an_override_is_honoured_and_taken_back(django_databases: object) -> None:
     with pytest.raises(NotInTransaction):
         publish("loose", "q")
@@ -131,10 +159,11 @@ def test_a_broker_of_a_database_that_does_not_exist_says_so() -> None:
 
 
 def test_a_broker_takes_what_it_is_not_given_from_the_settings(django_databases: object) -> None:
-    with override_settings(OUTBOX={"CONCURRENCY": 7, "GRACEFUL_TIMEOUT": 3, "CONN_MAX_AGE": None, "DATABASE": "lite"}):
+    with override_settings(OUTBOX={"CONCURRENCY": 7, "GRACEFUL_TIMEOUT": 3, "STUCK_TIMEOUT": 9, "DATABASE": "lite"}):
         broker = OutboxBroker()
 
     assert broker.lanes.size == 7
-    assert broker.lanes.conn_max_age is None
+    assert broker.lanes.conn_max_age == 600
+    assert broker.config.broker_config.worker.stuck_timeout == 9
     assert broker.config.graceful_timeout == 3
     assert OutboxBroker(concurrency=2, graceful_timeout=1.0).lanes.size == 2

@@ -320,6 +320,21 @@ def test_several_processes_share_the_work_and_a_killed_one_is_replaced(site: Sit
     assert "Traceback" not in parent.log
 
 
+def test_a_process_whose_loop_is_stuck_says_why_ends_and_is_replaced(site: Site, tmp_path: Path) -> None:
+    parent = site.start("outbox_worker", "--processes", "2", "--stuck-timeout", "1")
+    parent.says("worker on ", times=2)
+    site.publish("mails", {"number": 1, "blocks_once": str(tmp_path / "blocked")})
+
+    parent.says("was stuck, and ended with exit code 70; starting another")
+    parent.says("worker on ", times=3)
+    until(site.handled, [1])
+
+    assert "time.sleep(3_600)" in parent.log
+    assert " in 'mails', to be delivered again" in parent.log
+    parent.send(SIGTERM)
+    assert parent.ends() == 0
+
+
 def test_all_processes_drain_when_the_parent_is_told_to_stop(site: Site, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     parent = busy_family(site, gate)
@@ -509,6 +524,7 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_lost(
         (["--processes", "2", "--health-file", "x"], "--health-file is for one process, got --processes"),
         (["--concurrency", "0"], "argument --concurrency: must be a number between 1 and 1,000, got '0'"),
         (["--processes", "many"], "argument --processes: must be a number between 1 and 1,000, got 'many'"),
+        (["--stuck-timeout", "0.5"], "must be a number of seconds >= 1, or 0 for never, got '0.5'"),
         (["--graceful-timeout", "-1"], "argument --graceful-timeout: must be a number of seconds >= 0, got '-1'"),
     ],
 )
@@ -535,7 +551,7 @@ def test_a_database_without_tables_is_told_with_the_way_out(lite: Site, tmp_path
 
     code, log = lite.manage("outbox_worker")
 
-    assert code == 1
+    assert code == 78
     assert log.splitlines()[-1] == (
         "CommandError: outbox does not fit this version: table outbox does not exist; "
         "run manage.py migrate outbox, then manage.py check --database default"
@@ -549,7 +565,7 @@ def test_tables_of_another_shape_are_told_with_the_way_out(lite: Site) -> None:
 
     code, log = lite.manage("outbox_worker")
 
-    assert code == 1
+    assert code == 78
     assert log.splitlines()[-1] == (
         "CommandError: outbox does not fit this version: column last_exception is missing, expected text; "
         "run manage.py migrate outbox, then manage.py check --database default"
@@ -573,7 +589,7 @@ def test_a_database_that_does_not_answer_is_told_in_one_line(lite: Site, gone: U
     # Django 6's own checks open SQLite's file for a look at every JSONField, and do not expect that to fail.
     code, log = lite.manage("outbox_worker", "--skip-checks")
 
-    assert code == 1
+    assert code == 69
     assert re.fullmatch(
         r"CommandError: cannot use .*; check that it runs and that this process may connect", log.splitlines()[-1]
     )

@@ -187,14 +187,6 @@ class Opaque:
     """Nothing that pydantic knows."""
 
 
-async def yielding(body: int) -> AsyncIterator[int]:
-    yield body
-
-
-def yielding_in_a_thread(body: int) -> Iterator[int]:
-    yield body
-
-
 def opaque(body: Opaque) -> None: ...
 def unknown(body: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821  the mistake
 def positional(body: int, /) -> None: ...
@@ -211,11 +203,6 @@ def careless(call: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("handler", "message"),
     [
-        (yielding, "yielding() yields, so that calling it runs none of it; return one reply, or publish"),
-        (
-            yielding_in_a_thread,
-            "yielding_in_a_thread() yields, so that calling it runs none of it; return one reply, or publish",
-        ),
         (
             opaque,
             (

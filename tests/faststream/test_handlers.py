@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from logging import Logger as StandardLogger
 from typing import Annotated, Any
 from uuid import uuid4
@@ -25,6 +26,8 @@ from outbox_core.retry import ConstantRetry, NoRetry
 from outbox_sqlalchemy import OutboxBroker as SqlAlchemyBroker
 from outbox_sqlalchemy import OutboxRouter
 from tests.places import Place, running, until
+
+HINTS = find_spec("faststream._internal.endpoint.subscriber.hints") is not None
 
 
 class Order(BaseModel):
@@ -649,6 +652,7 @@ def ask_for_either(broker: CoreBroker | None) -> None: ...
 def ask_through_a_dependency(value: Annotated[None, Depends(ask_for_message)]) -> None: ...
 
 
+@pytest.mark.skipif(not HINTS, reason="FastStream looks at them since 0.7.8")
 @pytest.mark.parametrize(
     ("handler", "argument", "annotation"),
     [

@@ -57,7 +57,9 @@ class Busy:
 
 
 @pytest.mark.parametrize("pool", [{"pool_size": 1, "max_overflow": 0, "pool_timeout": 1.0}, {"pool_size": 10}])
-async def test_a_worker_has_three_connections_whatever_it_serves(postgres: Place, pool: dict[str, Any]) -> None:
+async def test_a_worker_has_three_connections_whatever_it_serves_and_one_more_for_the_leases_of_what_it_holds(
+    postgres: Place, pool: dict[str, Any]
+) -> None:
     engine = named_engine(postgres, **pool)
     busy = Busy(postgres, engine)
     seen = []
@@ -73,7 +75,7 @@ async def test_a_worker_has_three_connections_whatever_it_serves(postgres: Place
         await until(lambda: len(postgres.rows()), 0)
         seen.append(connections(postgres))
 
-    assert seen == [3] * 5
+    assert set(seen) <= {3, 4}
     assert set(busy.handled.values()) == {3}
     await until(lambda: connections(postgres), 0)
     await engine.dispose()

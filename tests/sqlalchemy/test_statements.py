@@ -9,7 +9,7 @@ from outbox_core.message import Delivery
 from outbox_core.outcome import Ack, DeadLetter, Outcome, Release, Retry
 from outbox_core.sql import Row, Statement, begun
 from outbox_core.sql.store import SqlLink
-from outbox_core.store import Band, Settlement, Want
+from outbox_core.store import Band, KeyWant, Settlement, Want
 from outbox_sqlalchemy import OutboxTables, SqlAlchemyStore, make_outbox_tables
 from tests.places import Place
 
@@ -175,7 +175,7 @@ async def test_statements_carry_nothing_of_the_messages(place: Place) -> None:
     queue, key = "robert'); DROP TABLE outbox; --", "k'\"k"
     await place.broker().publish({"id": "$$payload"}, queue, key=key, headers={"h": "'header"})
     async with counted_link(place) as (link, sent):
-        (delivery,) = await link.claim([Want(Band(queue), 1)], total=1, lease=30.0)
+        (delivery,), _, _ = await link.claim_keyed(KeyWant(queue, 1, 1), lease=30.0)
         await link.settle([Settlement(delivery, DeadLetter("rejected", "o'error"))], worker="w'orker")
 
     (grave,) = place.rows(place.tables.dead_letters)

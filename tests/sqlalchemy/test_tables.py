@@ -17,9 +17,9 @@ async def test_create_all_makes_what_is_described(place: Place) -> None:
     await place.broker().validate_schema()
 
 
-async def test_the_set_with_an_archive_is_what_is_described(fresh_either: Place) -> None:
+async def test_the_set_with_an_archive_and_an_inbox_is_what_is_described(fresh_either: Place) -> None:
     metadata = MetaData()
-    tables = make_outbox_tables(metadata, "mail", archive=True)
+    tables = make_outbox_tables(metadata, "mail", archive=True, inbox=True)
     metadata.create_all(fresh_either.sync_engine)
 
     await fresh_either.broker(outbox_table=tables).validate_schema()
@@ -29,6 +29,7 @@ async def test_the_set_with_an_archive_is_what_is_described(fresh_either: Place)
         "mail",
         "mail_archive",
         "mail_dlq",
+        "mail_inbox",
         "mail_queues",
     ]
 
@@ -49,6 +50,7 @@ async def test_the_columns_are_those_of_the_described_table(postgres: Place) -> 
         ("next_attempt_at", "TIMESTAMP", False),
         ("acquired_token", "UUID", True),
         ("leased_until", "TIMESTAMP", True),
+        ("held_key", "VARCHAR(255)", True),
         ("deliveries_count", "INTEGER", False),
         ("attempts_count", "INTEGER", False),
         ("first_attempt_at", "TIMESTAMP", True),
@@ -65,6 +67,7 @@ async def test_no_index_contains_a_lease_column(either: Place) -> None:
     assert {index["name"]: index["column_names"] for index in indexes} == {
         "outbox_ready_idx": ["queue", "priority", "next_attempt_at", "id"],
         "outbox_key_idx": ["queue", "key", "id"],
+        "outbox_held_idx": ["queue", "held_key"],
         "outbox_timer_idx": ["queue", "timer_id"],
         "outbox_message_id_idx": ["message_id"],
     }
@@ -152,6 +155,7 @@ def remade(
         "next_attempt_at": "DATETIME NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f000', 'now'))",
         "acquired_token": "CHAR(32)",
         "leased_until": "DATETIME",
+        "held_key": "VARCHAR(255)",
         "deliveries_count": "INTEGER NOT NULL DEFAULT 0",
         "attempts_count": "INTEGER NOT NULL DEFAULT 0",
         "first_attempt_at": "DATETIME",
@@ -167,7 +171,11 @@ def remade(
     return (
         "DROP TABLE outbox",
         f"CREATE TABLE outbox ({', '.join(filter(None, every))})",
-        "CREATE INDEX outbox_ready_idx ON outbox (queue, priority, next_attempt_at, id) WHERE failure_reason IS NULL",
+        (
+            "CREATE INDEX outbox_ready_idx ON outbox (queue, priority, next_attempt_at, id)"
+            " WHERE failure_reason IS NULL AND key IS NULL"
+        ),
+        "CREATE INDEX outbox_held_idx ON outbox (queue, held_key) WHERE held_key IS NOT NULL",
         'CREATE INDEX outbox_key_idx ON outbox (queue, "key", id) WHERE "key" IS NOT NULL AND failure_reason IS NULL',
         """CREATE UNIQUE INDEX outbox_timer_idx ON outbox (queue, timer_id)
            WHERE timer_id IS NOT NULL AND failure_reason IS NULL""",
@@ -219,7 +227,7 @@ DRIFTS = {
         ("DROP INDEX outbox_ready_idx",),
         ("DROP INDEX outbox_ready_idx",),
         "outbox",
-        "index outbox_ready_idx on (queue, priority, next_attempt_at, id) WHERE failure_reason IS NULL "
+        "index outbox_ready_idx on (queue, priority, next_attempt_at, id) WHERE failure_reason IS NULL AND key IS NULL "
         "is missing or different",
     ),
     "index on other columns": Drift(

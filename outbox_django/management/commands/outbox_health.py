@@ -7,10 +7,13 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
+from outbox_core.cli.arguments import count, seconds
+from outbox_core.cli.exits import Exit
+from outbox_core.cli.tables import counted
 from outbox_core.errors import OutboxError
 from outbox_core.message import OutboxStats
 from outbox_core.waiting import drive
-from outbox_django.commands import Exit, StoreCommand, count, counted, seconds
+from outbox_django.commands import StoreCommand
 from outbox_django.settings import outbox_settings
 from outbox_django.store import DirectStore
 
@@ -72,7 +75,7 @@ def _silence(path: Path, limit: float | None) -> Iterator[str]:
 
 def _misfits(store: DirectStore) -> Iterator[str]:
     for table, differences in drive(store.differences()).items():
-        if fatal := [difference.text for difference in differences if difference.fatal]:
+        if fatal := [difference.text for difference in differences if difference.fatal and difference.needed]:
             yield f"{table} does not fit this version: {'; '.join(fatal)}; {outbox_settings().way_out(store.alias)}"
             return
 

@@ -1,45 +1,67 @@
-"""`manage.py outbox_purge`: delete old dead letters."""
+"""`manage.py outbox_purge`: delete old dead letters, or forget what was received long ago."""
 
-from collections.abc import Iterator
-from typing import Any
+from argparse import ArgumentParser
+from collections.abc import Awaitable, Mapping
+from datetime import timedelta
+from typing import Any, cast
 
-from django.core.management.base import CommandParser
-
-from outbox_core.waiting import drive
-from outbox_django.commands import StoreCommand, count, counted, duration, queue_name
+from outbox_core.cli.arguments import count, duration, queue_name
+from outbox_core.cli.exits import Refused
+from outbox_core.cli.operations import Answer, Operation, purged
+from outbox_core.store import Store
+from outbox_django.commands import OperationCommand
+from outbox_django.settings import outbox_settings
 from outbox_django.store import DirectStore
 
-BATCH = 5_000  # rows a transaction, so that none holds its locks for long
 
+class Purge(Operation):
+    """`outbox purge`, by the ages that the settings declare, and for the inbox too."""
 
-class Command(StoreCommand):
-    help = "Delete dead letters for good, a batch a transaction."
+    name = "purge"
+    help = "Delete dead letters, or with --inbox the records of received messages, for good, a batch a transaction."
 
-    def add_arguments(self, parser: CommandParser) -> None:
-        super().add_arguments(parser)
+    def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--older-than",
             type=duration,
-            required=True,
             metavar="SPAN",
-            help="those that failed longer ago than this: 30d, 12h, 45m, or seconds",
+            help="those that failed, or were received, longer ago than this: 30d, 12h, 45m, or seconds; without it "
+            'OUTBOX["DEAD_LETTER_RETENTION"] or OUTBOX["INBOX_RETENTION"]',
         )
-        parser.add_argument("--queue", type=queue_name, metavar="NAME", help="only those of this queue")
+        parser.add_argument("--inbox", action="store_true", help="forget received messages instead")
+        parser.add_argument("--queue", type=queue_name, metavar="NAME", help="only dead letters of this queue")
         parser.add_argument("--limit", type=count(), metavar="N", help="at most so many")
 
-    def operate(self, store: DirectStore, options: dict[str, Any]) -> None:
-        deleted = 0
-        for size in _batches(options["limit"]):
-            found = drive(store.purge_dead_letters(options["older_than"], options["queue"], size, None))
-            deleted += found
-            if found < size:
-                break
-        self.stdout.write(f"{counted(deleted, 'dead letter')} deleted")
+    async def run(self, store: Store, options: Mapping[str, Any]) -> Answer:
+        if options["inbox"]:
+            return await _purge_inbox(cast("DirectStore", store), options)
+        return await _purge_dead_letters(store, options)
 
 
-def _batches(limit: int | None) -> Iterator[int]:
-    """Sizes that come to *limit* together, or to no end."""
-    while limit is None:
-        yield BATCH
-    for start in range(0, limit, BATCH):
-        yield min(BATCH, limit - start)
+async def _purge_dead_letters(store: Store, options: Mapping[str, Any]) -> Answer:
+    given: timedelta | None = options["older_than"]
+    older_than = outbox_settings().dead_letter_retention if given is None else given
+    if older_than is None:
+        raise Refused(
+            'dead letters are kept for ever; set OUTBOX["DEAD_LETTER_RETENTION"], or say how old with --older-than'
+        )
+
+    def purge(size: int) -> Awaitable[int]:
+        return store.purge_dead_letters(older_than, options["queue"], size, None)
+
+    return await purged("dead letter", purge, options["limit"])
+
+
+async def _purge_inbox(store: DirectStore, options: Mapping[str, Any]) -> Answer:
+    if options["queue"] is not None:
+        raise Refused("--queue is for dead letters; an inbox has none")
+    older_than = outbox_settings().retention.age(options["older_than"])
+
+    def purge(size: int) -> Awaitable[int]:
+        return store.purge_inbox(older_than, size, None)
+
+    return await purged("received message", purge, options["limit"])
+
+
+class Command(OperationCommand):
+    operation = Purge()

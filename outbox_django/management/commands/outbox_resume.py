@@ -1,8 +1,8 @@
 """`manage.py outbox_resume`: undo `outbox_pause`."""
 
-from outbox_django.management.commands import outbox_pause
+from outbox_core.cli.operations import Resume
+from outbox_django.commands import OperationCommand
 
 
-class Command(outbox_pause.Command):
-    help = "Let workers claim from paused queues again."
-    paused = False
+class Command(OperationCommand):
+    operation = Resume()

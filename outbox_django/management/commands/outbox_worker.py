@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import multiprocessing
-import os
 import sys
 import threading
 from pathlib import Path
@@ -13,9 +12,13 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
 from django.utils import autoreload
 
+from outbox_core.cli.arguments import count, named_queues, patience, seconds
+from outbox_core.cli.exits import Exit
+from outbox_core.cli.process import leave, show_log
+from outbox_core.cli.work import check_health_file
 from outbox_core.errors import OptionError, SchemaMismatch
 from outbox_core.options import MAX_WORKERS
-from outbox_django.commands import Exit, check_alias, count, named_queues, seconds, told_in_one_line
+from outbox_django.commands import check_alias, told_in_one_line
 from outbox_django.errors import BrokenHandlers
 from outbox_django.handlers import load_handlers
 from outbox_django.settings import outbox_settings
@@ -30,7 +33,8 @@ logger = logging.getLogger("outbox")
 class Command(BaseCommand):
     help = (
         "Handle the messages of the outbox. Exit codes: 0 clean; 1 it could not start; 2 wrong arguments; 3 handlers were "
-        "cut when the graceful timeout had passed; 128 + n ended by a second signal n."
+        "cut when the graceful timeout had passed; 69 the database does not answer; 70 the event loop was blocked for too "
+        "long; 77 the role lacks a privilege; 78 the tables do not fit; 128 + n ended by a second signal n."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -48,12 +52,18 @@ class Command(BaseCommand):
         parser.add_argument("--database", metavar="ALIAS", help="the database that has the outbox")
         parser.add_argument("--graceful-timeout", type=seconds, metavar="S", help="seconds for handlers at a stop")
         parser.add_argument(
+            "--stuck-timeout",
+            type=patience,
+            metavar="S",
+            help="seconds of a blocked loop until the process is ended; 0: never",
+        )
+        parser.add_argument(
             "--health-file", type=Path, metavar="PATH", help="touched every 2 s while there is progress"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         _refuse_together(options)
-        _show_log(options["verbosity"])
+        show_log({0: logging.WARNING, 1: logging.INFO}.get(options["verbosity"], logging.DEBUG))
         if options["reload"]:
             autoreload.run_with_reloader(_work_reloading, options)
         elif options["processes"] > 1:
@@ -84,7 +94,8 @@ def _prepare(options: dict[str, Any]) -> "WorkerProcess":
     from outbox_django.worker import WorkerOptions, WorkerProcess
 
     broker = _broker(options)
-    _check_health_file(options["health_file"])
+    with told_in_one_line():
+        check_health_file(options["health_file"])
     try:
         broker.serve(named_queues(options["queue"]), exclude=named_queues(options["exclude_queue"]) or ())
     except OptionError as error:
@@ -94,12 +105,13 @@ def _prepare(options: dict[str, Any]) -> "WorkerProcess":
     return WorkerProcess(
         broker,
         WorkerOptions(
-            concurrency=options["concurrency"],
             graceful_timeout=options["graceful_timeout"],
+            stuck_timeout=options["stuck_timeout"],
             drain=options["drain"],
             once=options["once"],
             health_file=options["health_file"],
         ),
+        concurrency=options["concurrency"],
     )
 
 
@@ -119,11 +131,6 @@ def _broker(options: dict[str, Any]) -> "OutboxBroker":
     return broker
 
 
-def _check_health_file(path: Path | None) -> None:
-    if path is not None and not os.access(path.parent, os.W_OK):
-        raise CommandError(f"--health-file {path}: {path.parent} is no folder that takes files", returncode=Exit.USAGE)
-
-
 def _run(process: "WorkerProcess", *, in_main_thread: bool) -> int:
     connections.close_all()  # what the checks have opened; from here on everything has a thread of its own
     with told_in_one_line():
@@ -131,8 +138,10 @@ def _run(process: "WorkerProcess", *, in_main_thread: bool) -> int:
             return asyncio.run(_run_in_loop(process, in_main_thread))
         except SchemaMismatch as error:
             raise CommandError(
-                f"{error}; {outbox_settings().way_out(process.alias)}", returncode=Exit.FAILED
+                f"{error}; {outbox_settings().way_out(process.alias)}", returncode=Exit.MISFIT
             ) from error
+        except OptionError as error:  # of a handler, not of the command
+            raise CommandError(str(error), returncode=Exit.FAILED) from error
 
 
 async def _run_in_loop(process: "WorkerProcess", in_main_thread: bool) -> int:
@@ -175,21 +184,8 @@ def _run_until_changed(process: "WorkerProcess") -> None:
         ended.set()
 
 
-def _show_log(verbosity: int) -> None:
-    """Write our records to standard output, unless the project's LOGGING takes care of them."""
-    if logger.hasHandlers():
-        return
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    if logger.level == logging.NOTSET:
-        logger.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))
-
-
 def _end(code: int) -> None:
     """End the process where there is more to say than success."""
-    from outbox_django.worker import leave
-
     if code == Exit.ABANDONED:
         leave(code)  # the handlers that did not end hold their threads, and these the interpreter
     if code:

@@ -64,8 +64,8 @@ class Scenario:
 
     `handling`: orders of the workers. `shops`: further orders of the shop and of others beside it. `mortal`: points at which
     one worker after the other kills itself, instead of being struck. `settings`: of the database, for every session that
-    does not say otherwise. `way`: what lies between the workers and PostgreSQL. `poison`: numbers that shall die.
-    `waits_for`: why it is not part of the campaign yet.
+    does not say otherwise. `way`: what lies between the workers and PostgreSQL. `poison`: numbers that shall die,
+    and of which reason.
     """
 
     name: str
@@ -81,8 +81,7 @@ class Scenario:
     mortal: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     way: str = "direct"  # direct, proxy or pooler
-    poison: Mapping[int, str] = field(default_factory=dict)  # and the reasons for which they die
-    waits_for: str | None = None
+    poison: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def transactional(self) -> bool:

@@ -13,6 +13,7 @@ import psycopg
 from sqlalchemy import URL
 
 from outbox_core.options import ConsumerOptions
+from outbox_core.watchdog import STUCK_EXIT_CODE
 from tests.crash.campaign.scenario import Scenario, Size
 from tests.crash.fleet import Fleet, Outbox, Worker
 from tests.crash.pooler import pgbouncer
@@ -23,6 +24,7 @@ from tests.databases import OwnServer, execute, plain
 
 ROLE = "shop"  # an ordinary role, as an application has; the superuser is left to the strikes
 LOOK = 0.02  # seconds between looks
+RARE = ("begun", "extended")  # points to which a worker does not come often
 
 
 @dataclass
@@ -84,7 +86,7 @@ class Site:
             options["lease_ttl_seconds"] = self.size.lease
         if self.scenario.mortal and number < self.size.strikes:
             orders["dies"] = self.scenario.mortal[number % len(self.scenario.mortal)]
-            orders["spares"] = 0 if orders["dies"] == "extended" else self.random.randrange(2, 12)
+            orders["spares"] = 0 if orders["dies"] in RARE else self.random.randrange(2, 12)
         if leases := orders.pop("slow_leases", None):
             orders["slow_seconds"] = leases * (self.size.lease or ConsumerOptions.lease_ttl_seconds)
         worker = self.fleet.start(url=self.workers_url, options=options, **orders)
@@ -123,6 +125,8 @@ class Site:
                 self.gave_up.append(worker)
 
     def _as_ordered(self, code: int) -> bool:
+        if code == STUCK_EXIT_CODE:
+            return bool(self.scenario.handling.get("blocking"))
         return code == EXIT_AS_ORDERED or (bool(self.scenario.mortal) and code == -SIGKILL)
 
     def rest(self, seconds: float) -> None:

@@ -20,12 +20,21 @@ def ship(order: dict[str, Any]) -> None:
     Run.objects.filter(id=run.id).update(ended=True)
 
 
-@broker.subscriber("mails")
+@broker.subscriber("mails", lease_ttl_seconds=2.0)
 async def send(mail: dict[str, Any]) -> None:
     run = await Run.objects.acreate(queue="mails", number=mail["number"], process=os.getpid())
     await Run.objects.filter(id=run.id).aupdate(beside=await Run.objects.filter(ended=False).acount())
     await asyncio.sleep(mail.get("seconds", 0))
+    block_once(mail)
     await Run.objects.filter(id=run.id).aupdate(ended=True)
+
+
+def block_once(mail: dict[str, Any]) -> None:
+    """Block whoever calls, for ever, unless the file that *mail* names says that somebody did before."""
+    path = mail.get("blocks_once")
+    if path is not None and not Path(path).exists():
+        Path(path).touch()
+        time.sleep(3_600)
 
 
 def wait(order: dict[str, Any]) -> None:

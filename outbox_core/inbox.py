@@ -1,0 +1,71 @@
+"""How long an inbox remembers what it has received, against how long a dead letter can come back.
+
+A message that is redriven after the inbox has forgotten it would be handled again, so an inbox is never purged below that
+age. Both times are declared in one place, which is checked when it is declared: the arguments of SQLAlchemy's `Inbox`, the
+settings of Django. None is for ever.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from outbox_core.errors import OptionError, WrongType
+
+BATCH = 5_000  # rows a transaction of a purge, so that none holds its locks for long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """The promise, under the names that the two times have for whoever declares them.
+
+    `inbox`: how long a received message is remembered. `dead_letters`: how long a message can come back after it failed:
+    the retention of the dead letters where it comes from. Raises `WrongType` or `OptionError`.
+    """
+
+    inbox: timedelta | None
+    dead_letters: timedelta | None
+    inbox_name: str = "retention"
+    dead_letters_name: str = "dead_letter_retention"
+
+    def __post_init__(self) -> None:
+        for name, value in ((self.inbox_name, self.inbox), (self.dead_letters_name, self.dead_letters)):
+            if value is not None:
+                _check_span(name, value)
+        if self.inbox is not None:
+            self._check(self.inbox_name, self.inbox)
+
+    def age(self, older_than: timedelta | None) -> timedelta:
+        """The age at which a purge may forget: *older_than*, or with None the retention. Raises like the constructor."""
+        if older_than is None:
+            if self.inbox is None:
+                raise OptionError(
+                    f"this inbox is kept for ever; set {self.inbox_name} and {self.dead_letters_name}, or say how old"
+                )
+            return self.inbox
+        _check_span("older_than", older_than)
+        self._check("older_than", older_than)
+        return older_than
+
+    def _check(self, name: str, kept: timedelta) -> None:
+        if self.dead_letters is None:
+            raise OptionError(
+                f"{name} is {_said(kept)}, but {self.dead_letters_name} is not set, so a dead letter could be redriven "
+                f"after that and be handled again; set {self.dead_letters_name} to at most {_said(kept)}, and delete dead "
+                "letters at that age"
+            )
+        if kept < self.dead_letters:
+            raise OptionError(
+                f"{name} must not be shorter than {self.dead_letters_name}, got {_said(kept)} and "
+                f"{_said(self.dead_letters)}: a dead letter that is redriven in between would be handled again; keep "
+                f"the inbox for at least {_said(self.dead_letters)}, or dead letters for at most {_said(kept)}"
+            )
+
+
+def _check_span(name: str, value: object) -> None:
+    if not isinstance(value, timedelta):
+        raise WrongType(name, "a timedelta", value, "pass timedelta(days=…)")
+    if value < timedelta(0):
+        raise OptionError(f"{name} must not be negative, got {value!r}")
+
+
+def _said(span: timedelta) -> str:
+    return str(span).removesuffix(", 0:00:00")

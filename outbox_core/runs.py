@@ -1,0 +1,89 @@
+"""What one claimant holds of each key: the message that may begin, and those that wait behind it.
+
+    claimed run 1 2 3 --admit--> 1 begins, 2 and 3 wait --1 is acked--> 2 begins, 3 waits --2 fails--> 3 is given back
+
+Only an ack lets the next one begin. Whatever else becomes of a message, those behind it go back to the table, and come again
+when its outcome is written there: behind it, if it is to be retried.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+from outbox_core.message import Delivery
+
+Line: TypeAlias = tuple[str, str]  # queue and key
+
+
+class Runs:
+    """The messages of keys that have begun or may begin, and those behind them. A message without a key is none of its."""
+
+    def __init__(self) -> None:
+        self._behind: dict[Line, deque[Delivery]] = {}  # there is an entry while the first may begin, or has begun
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return self._waiting
+
+    def admit(self, deliveries: Iterable[Delivery]) -> Iterator[Delivery]:
+        """Those of *deliveries*, freshly claimed, that may begin; the others wait."""
+        for delivery in deliveries:
+            line = _line(delivery)
+            if line is not None and line in self._behind:
+                self._behind[line].append(delivery)
+                self._waiting += 1
+            else:
+                if line is not None:
+                    self._behind[line] = deque()
+                yield delivery
+
+    def join(self, delivery: Delivery, most: int) -> list[Delivery]:
+        """Up to *most* of those behind *delivery*, to be handled in one batch with it. A suspect is handled alone."""
+        behind = self._behind.get(_line(delivery) or ("", ""))
+        joined: list[Delivery] = []
+        if delivery.suspect or behind is None:
+            return joined
+        while behind and len(joined) < most and not behind[0].suspect:
+            joined.append(behind.popleft())
+        self._waiting -= len(joined)
+        return joined
+
+    def leave(self, batch: Sequence[Delivery]) -> tuple[list[Delivery], list[Delivery]]:
+        """What *batch*, which has come to its end, makes of those behind: who may begin, and who is to be given back."""
+        begin: list[Delivery] = []
+        back: list[Delivery] = []
+        for line in {_line(delivery): None for delivery in batch}:
+            if line is None or line not in self._behind:
+                continue
+            behind = self._behind[line]
+            if not all(delivery.acked for delivery in batch if _line(delivery) == line):
+                back += self._behind.pop(line)
+            elif behind:
+                begin.append(behind.popleft())
+            else:
+                del self._behind[line]
+        self._waiting -= len(begin) + len(back)
+        return begin, back
+
+    def drop(self, delivery: Delivery) -> None:
+        """*delivery*, if it waits, is not ours any more."""
+        behind = self._behind.get(_line(delivery) or ("", ""), ())
+        if delivery in behind:
+            self._behind[delivery.queue, delivery.key or ""].remove(delivery)
+            self._waiting -= 1
+
+    def give_up(self, firsts: Collection[Delivery]) -> list[Delivery]:
+        """All who wait, to be given back together with *firsts*, which have not begun either."""
+        back = [delivery for behind in self._behind.values() for delivery in behind]
+        for behind in self._behind.values():
+            behind.clear()
+        for delivery in firsts:
+            if (line := _line(delivery)) is not None:
+                self._behind.pop(line, None)
+        self._waiting = 0
+        return back
+
+
+def _line(delivery: Delivery) -> Line | None:
+    return None if delivery.key is None else (delivery.queue, delivery.key)
