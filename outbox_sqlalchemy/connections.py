@@ -9,8 +9,6 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from outbox_sqlalchemy.poolers import POOLED
-
 logger = logging.getLogger("outbox")
 
 DEADLINE = 10.0  # seconds to connect
@@ -18,14 +16,10 @@ CLOSE_DEADLINE = 2.0  # seconds
 
 
 class OwnConnection:
-    """An `AsyncConnection` detached from its pool, whose place there is free again.
+    """An `AsyncConnection` detached from its pool, whose place there is free again."""
 
-    *pooled*: a pooler may give each of its transactions another session.
-    """
-
-    def __init__(self, connection: AsyncConnection, dbapi: Any, *, pooled: bool) -> None:
+    def __init__(self, connection: AsyncConnection, dbapi: Any) -> None:
         self.sqlalchemy = connection
-        self.pooled = pooled
         self._dbapi = dbapi
 
     @classmethod
@@ -35,13 +29,12 @@ class OwnConnection:
             connection = await engine.connect()
             try:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
-                raw = await connection.get_raw_connection()
-                dbapi, pooled = raw.dbapi_connection, bool(raw.info.get(POOLED))
+                dbapi = (await connection.get_raw_connection()).dbapi_connection
                 await connection.run_sync(_detach)
             except BaseException:
                 await connection.close()
                 raise
-        return cls(connection, dbapi, pooled=pooled)
+        return cls(connection, dbapi)
 
     @property
     def driver(self) -> Any:

@@ -39,12 +39,7 @@ LEAST_PATIENCE = 1.0  # seconds for an extension, however short the lease
 
 
 class Executor(Protocol):
-    """One connection in autocommit, which belongs to nobody else.
-
-    *keeps_settings*: what is set on its session stays there, and is nobody else's.
-    """
-
-    keeps_settings: bool = True
+    """One connection in autocommit, which belongs to nobody else."""
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
         """Run it and return its rows, if any; within a deadline."""
@@ -271,7 +266,7 @@ class SqlStore(ABC):
         executor = await self.open()
         assert self.dialect is not None, "a store that can open connections knows its database"
         try:
-            for statement in self.dialect.setup() if executor.keeps_settings else ():
+            for statement in self.dialect.setup():
                 await _insist(executor, statement)
         except BaseException:
             await executor.close()

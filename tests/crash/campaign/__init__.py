@@ -1,1 +1,0 @@
-"""The fault campaign: scenarios, how one is run, and the verdict on it (docs/explanation/faults.md)."""
