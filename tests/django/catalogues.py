@@ -21,7 +21,7 @@ POSTGRESQL = {
     "constraints": """
         SELECT conname, contype, pg_get_constraintdef(oid)
         FROM pg_constraint
-        WHERE conrelid = to_regclass(:name)
+        WHERE conrelid = to_regclass(:name) AND contype <> 'n'  -- PostgreSQL 18 names them by a count of its own
         ORDER BY 1""",
     "storage": "SELECT unnest(reloptions) FROM pg_class WHERE oid = to_regclass(:name) ORDER BY 1",
     "triggers": "SELECT tgname FROM pg_trigger WHERE tgrelid = to_regclass(:name)",
