@@ -280,8 +280,10 @@ async def test_without_a_logger_nothing_is_logged(place: Place, caplog: pytest.L
 
 
 async def test_the_default_logger_says_that_a_subscriber_waits(
-    place: Place, capsys: pytest.CaptureFixture[str]
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # FastStream adds a handler for each `sys.stdout` that it meets; those of earlier tests are closed, and complain.
+    monkeypatch.setattr(logging.getLogger("faststream.access.outbox"), "handlers", [])
     broker = OutboxBroker(place.engine, outbox_table=place.tables)
 
     @broker.subscriber("orders")

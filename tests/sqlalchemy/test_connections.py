@@ -105,7 +105,7 @@ async def test_an_engine_without_a_pool_will_do(postgres: Place) -> None:
         await busy.publish(5)
         await until(lambda: len(busy.handled), 30)
 
-        assert connections(postgres) == 3
+        assert connections(postgres) in {3, 4}  # the fourth is opened when something is held for longer than a moment
 
     await until(lambda: connections(postgres), 0)
 
@@ -138,7 +138,7 @@ async def test_no_message_is_lost_when_every_connection_is_cut(fresh_postgres: P
             await publisher.publish(100)
         await until(lambda: len(place.rows()), 0, patience=10)
 
-    assert cuts[0] == 3
+    assert cuts[0] in {3, 4}  # with the one of the leases, if something was held at that moment
     assert len(busy.handled) == 600
     assert min(busy.handled.values()) == 4
     assert place.rows(place.tables.dead_letters) == []
