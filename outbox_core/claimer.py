@@ -228,8 +228,7 @@ class Claimer:
     async def _claim_keyed(self, group: Sequence[Claimant], lease: float) -> int:
         found = 0
         for claimant in group:
-            queues = [queue for queue in claimant.options.queues if queue not in self._paused]
-            queues = self._keys.in_turn(queue for queue in queues if self._keys.asked(queue))
+            queues = self._keys.in_turn(queue for queue in self._open_queues(claimant) if self._keys.asked(queue))
             for place, queue in enumerate(queues):
                 share = ceil(claimant.room() / (len(queues) - place))
                 if share > 0:
@@ -245,6 +244,9 @@ class Claimer:
         self._take_over(claim.deliveries, lease, sent)
         return len(claim.deliveries)
 
+    def _open_queues(self, claimant: Claimant) -> list[str]:
+        return [queue for queue in claimant.options.queues if queue not in self._paused]
+
     def _take_over(self, deliveries: list[Delivery], lease: float, sent: float) -> None:
         self._settler.hold(deliveries, lease=lease, since=sent)
         self._hand_out(deliveries)
@@ -259,13 +261,12 @@ class Claimer:
         wants = []
         self._turn += 1
         for claimant in group:
-            queues = [queue for queue in claimant.options.queues if queue not in self._paused]
             if not claimant.room():
                 continue
+            queues = self._open_queues(claimant)
             hot = [queue for queue in queues if queue in self._hot]
-            turn = self._turn % len(hot) if hot else 0
             share = max(1, ceil(claimant.room() / max(1, len(hot))))
-            for queue in [*(queue for queue in queues if queue not in self._hot), *hot[turn:], *hot[:turn]]:
+            for queue in [*(queue for queue in queues if queue not in self._hot), *_turned(hot, self._turn)]:
                 for priority in self._bands.get(queue, [0]):
                     band = Band(queue, priority)
                     wants.append(Want(band, share, self._since.get(band)))
@@ -369,7 +370,7 @@ class _Keys:
     def __init__(self) -> None:
         self._seen: dict[str, float] = {}
         self._after: dict[str, str | None] = {}
-        self._brought: dict[str, int] = {}  # messages, since the first key was passed
+        self._brought: dict[str, int] = {}  # messages, since the first key was passed, until the last one is
         self._barren: dict[str, _Barren] = {}
         self._due: dict[str, float] = {}
         self._turn = 0
@@ -387,15 +388,11 @@ class _Keys:
     def in_turn(self, queues: Iterable[str]) -> list[str]:
         """Another one first each time."""
         self._turn += 1
-        queues = [*queues]
-        turn = self._turn % len(queues) if queues else 0
-        return [*queues[turn:], *queues[:turn]]
+        return _turned([*queues], self._turn)
 
     def after(self, queue: str) -> str | None:
         """The key after which the next claim begins, None for the first one."""
         after = self._after.get(queue)
-        if after is None:
-            self._brought[queue] = 0
         barren = self._barren.get(queue)
         return barren.end if barren is not None and barren.begin == after and monotonic() < barren.until else after
 
@@ -408,14 +405,15 @@ class _Keys:
         queue = want.queue
         if claim.deliveries:
             self._seen[queue] = monotonic()
-            self._brought[queue] = self._brought.get(queue, 0) + len(claim.deliveries)
         elif claim.after is not None:
             self._remember_barren(queue, want.after, claim.after)
         self._after[queue] = claim.after
         self._remember_due(want, claim)
+        brought = self._brought.pop(queue, 0) + len(claim.deliveries)
         if claim.after is not None:
+            self._brought[queue] = brought
             return True
-        return want.after is not None and self._brought.get(queue, 1) > 0
+        return want.after is not None and brought > 0
 
     def _remember_barren(self, queue: str, begin: str | None, end: str) -> None:
         """Keys without anything to claim need not be passed again at once."""
@@ -444,6 +442,12 @@ class _Barren(NamedTuple):
     begin: str | None
     end: str
     until: float
+
+
+def _turned(queues: list[str], turn: int) -> list[str]:
+    """Each of *queues* is first at another *turn*."""
+    place = turn % len(queues) if queues else 0
+    return [*queues[place:], *queues[:place]]
 
 
 async def _survey(queues: Sequence[str], link: Link) -> Survey:

@@ -103,7 +103,7 @@ def compose(
     if key is not None:
         check_key(key)
     if timer_id is not None:
-        check_name("timer_id", timer_id)
+        check_timer_id(timer_id)
     if timer_conflict not in ("ignore", "extend", "replace"):
         raise InvalidMessage(f"timer_conflict must be 'ignore', 'extend' or 'replace', got {quoted(timer_conflict)}")
     payload, content_type = encode(body) if encoded is None else encoded

@@ -10,8 +10,6 @@ from datetime import timedelta
 
 from outbox_core.errors import OptionError, WrongType
 
-BATCH = 5_000  # rows a transaction of a purge, so that none holds its locks for long
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:

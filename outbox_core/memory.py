@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count, takewhile
+from typing import Any
 from uuid import UUID, uuid4
 
 from outbox_core.errors import WrongType
@@ -224,17 +225,7 @@ class MemoryStore:
 
     def _pending(self, row: _Row) -> PendingMessage:
         return PendingMessage(
-            id=row.id,
-            message_id=row.message.message_id,
-            queue=row.message.queue,
-            key=row.message.key,
-            payload=row.message.payload,
-            headers=read_headers(row.message.headers),
-            priority=row.message.priority,
-            timer_id=row.message.timer_id,
-            attempts_count=row.attempts,
-            deliveries_count=row.deliveries,
-            created_at=row.created_at,
+            **_stored(row.id, row),
             next_attempt_at=row.due_at,
             leased=self._leased(row),
             failure_reason=None if row.parked is None else row.parked.reason,
@@ -607,17 +598,7 @@ def _changes(timer: NewMessage, message: NewMessage) -> bool:
 
 def _dead_message(letter: MemoryDeadLetter) -> DeadMessage:
     return DeadMessage(
-        id=letter.id,
-        message_id=letter.message.message_id,
-        queue=letter.message.queue,
-        key=letter.message.key,
-        payload=letter.message.payload,
-        headers=read_headers(letter.message.headers),
-        priority=letter.message.priority,
-        timer_id=letter.message.timer_id,
-        attempts_count=letter.row.attempts,
-        deliveries_count=letter.row.deliveries,
-        created_at=letter.row.created_at,
+        **_stored(letter.id, letter.row),
         first_attempt_at=letter.row.first_attempt_at,
         last_attempt_at=letter.failed_at,
         failed_at=letter.failed_at,
@@ -625,3 +606,19 @@ def _dead_message(letter: MemoryDeadLetter) -> DeadMessage:
         error=letter.error,
         worker=letter.worker,
     )
+
+
+def _stored(id: int, row: _Row) -> dict[str, Any]:
+    return {
+        "id": id,
+        "message_id": row.message.message_id,
+        "queue": row.message.queue,
+        "key": row.message.key,
+        "payload": row.message.payload,
+        "headers": read_headers(row.message.headers),
+        "priority": row.message.priority,
+        "timer_id": row.message.timer_id,
+        "attempts_count": row.attempts,
+        "deliveries_count": row.deliveries,
+        "created_at": row.created_at,
+    }

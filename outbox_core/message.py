@@ -15,6 +15,7 @@ from outbox_core.outcome import Vote
 
 TimerConflict: TypeAlias = Literal["ignore", "extend", "replace"]
 Completion: TypeAlias = Literal["asked", "committed", "unknown"]
+Line: TypeAlias = tuple[str, str]  # a queue and a key: messages that wait for each other
 
 
 class UnreadableHeaders(dict[str, str]):
@@ -88,6 +89,11 @@ class Delivery:
         return f"Delivery(id={self.id}, queue={self.queue!r}, message_id={str(self.message_id)!r})"
 
     @property
+    def line(self) -> Line | None:
+        """What orders it; None for a message without a key."""
+        return None if self.key is None else (self.queue, self.key)
+
+    @property
     def still_suspect(self) -> bool:
         """Whether nothing here has cleared it; given back, the next worker must deliver it alone as well."""
         return self.suspect and not self.begun
@@ -101,8 +107,8 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PendingMessage:
-    """A row as a look without a lease sees it. Times are the database's and aware."""
+class StoredMessage:
+    """What a look without a lease sees of every message, live or dead. Times are the database's and aware."""
 
     id: int
     message_id: UUID
@@ -115,26 +121,21 @@ class PendingMessage:
     attempts_count: int
     deliveries_count: int
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingMessage(StoredMessage):
+    """A row of the outbox table."""
+
     next_attempt_at: datetime
     leased: bool
     failure_reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadMessage:
+class DeadMessage(StoredMessage):
     """A dead letter. `parked`: it stays in the outbox table, which its `id` is of; then nobody noted the `worker`."""
 
-    id: int
-    message_id: UUID
-    queue: str
-    key: str | None
-    payload: bytes
-    headers: Mapping[str, str]
-    priority: int
-    timer_id: str | None
-    attempts_count: int
-    deliveries_count: int
-    created_at: datetime
     first_attempt_at: datetime | None
     last_attempt_at: datetime | None
     failed_at: datetime | None

@@ -8,11 +8,8 @@ when its outcome is written there: behind it, if it is to be retried.
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TypeAlias
 
-from outbox_core.message import Delivery
-
-Line: TypeAlias = tuple[str, str]  # queue and key
+from outbox_core.message import Delivery, Line
 
 
 class Runs:
@@ -29,20 +26,21 @@ class Runs:
     def admit(self, deliveries: Iterable[Delivery]) -> Iterator[Delivery]:
         """Those of *deliveries*, freshly claimed, that may begin; the others wait."""
         for delivery in deliveries:
-            line = _line(delivery)
-            if line is not None and line in self._behind:
+            line = delivery.line
+            if line is None:
+                yield delivery
+            elif line in self._behind:
                 self._behind[line].append(delivery)
                 self._waiting += 1
             else:
-                if line is not None:
-                    self._behind[line] = deque()
+                self._behind[line] = deque()
                 yield delivery
 
     def join(self, delivery: Delivery, most: int) -> list[Delivery]:
         """Up to *most* of those behind *delivery*, to be handled in one batch with it. A suspect is handled alone."""
-        behind = self._behind.get(_line(delivery) or ("", ""))
+        behind = self._of(delivery)
         joined: list[Delivery] = []
-        if delivery.suspect or behind is None:
+        if delivery.suspect:
             return joined
         while behind and len(joined) < most and not behind[0].suspect:
             joined.append(behind.popleft())
@@ -53,11 +51,11 @@ class Runs:
         """What *batch*, which has come to its end, makes of those behind: who may begin, and who is to be given back."""
         begin: list[Delivery] = []
         back: list[Delivery] = []
-        for line in {_line(delivery): None for delivery in batch}:
+        for line in dict.fromkeys(delivery.line for delivery in batch):
             if line is None or line not in self._behind:
                 continue
             behind = self._behind[line]
-            if not all(delivery.acked for delivery in batch if _line(delivery) == line):
+            if not all(delivery.acked for delivery in batch if delivery.line == line):
                 back += self._behind.pop(line)
             elif behind:
                 begin.append(behind.popleft())
@@ -68,9 +66,9 @@ class Runs:
 
     def drop(self, delivery: Delivery) -> None:
         """*delivery*, if it waits, is not ours any more."""
-        behind = self._behind.get(_line(delivery) or ("", ""), ())
+        behind = self._of(delivery)
         if delivery in behind:
-            self._behind[delivery.queue, delivery.key or ""].remove(delivery)
+            behind.remove(delivery)
             self._waiting -= 1
 
     def give_up(self, firsts: Collection[Delivery]) -> list[Delivery]:
@@ -79,11 +77,11 @@ class Runs:
         for behind in self._behind.values():
             behind.clear()
         for delivery in firsts:
-            if (line := _line(delivery)) is not None:
-                self._behind.pop(line, None)
+            if delivery.line is not None:
+                self._behind.pop(delivery.line, None)
         self._waiting = 0
         return back
 
-
-def _line(delivery: Delivery) -> Line | None:
-    return None if delivery.key is None else (delivery.queue, delivery.key)
+    def _of(self, delivery: Delivery) -> deque[Delivery]:
+        """Those behind *delivery*, or behind which it waits; none for a message without a key."""
+        return deque() if delivery.line is None else self._behind.get(delivery.line, deque())

@@ -247,12 +247,11 @@ class Settler:
         if not self._refusals:
             oldest = islice(self._outcomes.items(), self._batch_limit)
         else:
-            refused = {(one.queue, one.key) for one in self._refusals if one.key is not None}
+            refused = {one.line for one in self._refusals} - {None}
             fresh = [
                 (one, outcome)
                 for one, outcome in self._outcomes.items()
-                if one not in self._refusals
-                and (one.queue, one.key) not in refused  # or a key's end came before its begin
+                if one not in self._refusals and one.line not in refused  # or a key's end came before its begin
             ]
             oldest = islice(fresh or self._outcomes.items(), self._batch_limit if fresh else 1)
         return [Settlement(delivery, outcome) for delivery, outcome in oldest]

@@ -315,11 +315,11 @@ class Consumer:
         startable = [delivery for delivery in batch if self._settler.may_start(delivery, self.options)]
         if len(startable) == len(batch):
             return startable
-        broken = {(delivery.queue, delivery.key) for delivery in batch if delivery not in startable and delivery.key}
+        broken = {delivery.line for delivery in batch if delivery not in startable} - {None}
         for delivery in startable:
-            if (delivery.queue, delivery.key) in broken:
+            if delivery.line in broken:
                 self._settler.put(delivery, Release())
-        return [delivery for delivery in startable if (delivery.queue, delivery.key) not in broken]
+        return [delivery for delivery in startable if delivery.line not in broken]
 
     async def _deliver_alone(self, suspect: Delivery) -> None:
         async with self._isolation.alone():

@@ -20,6 +20,8 @@ from outbox_core.outcome import Outcome
 
 Armed: TypeAlias = Literal["armed", "proxied", "publishing"]
 
+PURGED_AT_ONCE = 5_000  # rows that a purge of many deletes in a transaction, so that none holds its locks for long
+
 
 @dataclass(frozen=True, slots=True)
 class Band:

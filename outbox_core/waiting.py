@@ -1,6 +1,7 @@
 """Waiting for something, but not for ever; and not waiting at all."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
@@ -19,6 +20,12 @@ async def within(seconds: float, what: Awaitable[object]) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def hang_up(connection: int) -> None:
+    """Shut the socket of that file descriptor down: whatever waits for the other side, in any thread, sees its end."""
+    with socket.socket(fileno=socket.dup(connection)) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 class Question:

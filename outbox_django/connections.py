@@ -6,7 +6,6 @@ and its socket shut down, because nothing else ends a thread's wait.
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, closing, suppress
@@ -21,7 +20,7 @@ from django.db.utils import load_backend
 
 from outbox_core.errors import WrongDatabase
 from outbox_core.sql import Executor, Row, Statement, begun
-from outbox_core.waiting import within
+from outbox_core.waiting import hang_up, within
 from outbox_django.lanes import in_thread, in_threads
 from outbox_django.statements import execute, execute_on
 
@@ -140,8 +139,7 @@ class OwnConnection(Executor):
             if hasattr(driver, "interrupt"):  # SQLite's
                 driver.interrupt()
             elif hasattr(driver, "fileno"):
-                with socket.socket(fileno=socket.dup(driver.fileno())) as duplicate:
-                    duplicate.shutdown(socket.SHUT_RDWR)
+                hang_up(driver.fileno())
 
 
 class BorrowedConnection(Executor):

@@ -3,12 +3,9 @@
 from typing import cast
 
 from outbox_core.cli import process
-from outbox_core.cli.exits import Exit
-from outbox_core.cli.process import WorkerOptions, leave
+from outbox_core.cli.process import WorkerOptions
 from outbox_django.faststream import OutboxBroker
 from outbox_django.store import DjangoStore
-
-__all__ = ["Exit", "WorkerOptions", "WorkerProcess", "leave"]
 
 
 class WorkerProcess(process.WorkerProcess):

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-import socket
 from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from outbox_core.waiting import hang_up
 
 logger = logging.getLogger("outbox")
 
@@ -48,8 +49,7 @@ class OwnConnection:
             if hasattr(driver, "terminate"):  # asyncpg's
                 driver.terminate()
             elif hasattr(driver, "fileno"):
-                with socket.socket(fileno=socket.dup(driver.fileno())) as duplicate:
-                    duplicate.shutdown(socket.SHUT_RDWR)
+                hang_up(driver.fileno())
 
     async def close(self) -> None:
         """Close it, without waiting for a dead peer; never raises.

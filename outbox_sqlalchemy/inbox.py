@@ -16,8 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from outbox_core.envelope import check_consumer, check_foreign_id
 from outbox_core.errors import MissingTable, WrongType
-from outbox_core.inbox import BATCH, Retention
+from outbox_core.inbox import Retention
 from outbox_core.schema import Tables
+from outbox_core.store import PURGED_AT_ONCE
 from outbox_sqlalchemy.store import SqlAlchemyStore
 from outbox_sqlalchemy.tables import OutboxTables
 
@@ -73,10 +74,10 @@ class Inbox:
         age = self._retention.age(older_than)
         if not isinstance(engine, AsyncEngine):
             raise WrongType("engine", "an AsyncEngine", engine, "use purge_sync(...) with a synchronous one")
-        forgotten, found = 0, BATCH
-        while found == BATCH:
+        forgotten, found = 0, PURGED_AT_ONCE
+        while found == PURGED_AT_ONCE:
             async with engine.begin() as connection:
-                found = await self._store.purge_inbox(age, BATCH, connection)
+                found = await self._store.purge_inbox(age, PURGED_AT_ONCE, connection)
             forgotten += found
         return forgotten
 
@@ -85,10 +86,10 @@ class Inbox:
         age = self._retention.age(older_than)
         if not isinstance(engine, Engine):
             raise WrongType("engine", "an Engine", engine, "use await purge(...) with an asynchronous one")
-        forgotten, found = 0, BATCH
-        while found == BATCH:
+        forgotten, found = 0, PURGED_AT_ONCE
+        while found == PURGED_AT_ONCE:
             with engine.begin() as connection:
-                found = self._store.purge_inbox_sync(age, BATCH, connection)
+                found = self._store.purge_inbox_sync(age, PURGED_AT_ONCE, connection)
             forgotten += found
         return forgotten
 

@@ -60,16 +60,17 @@ def queue_name(text: str) -> str:
     """The name of one queue. No list: where `outbox_worker` would split one, this would look for a queue of that name."""
     if "," in text:
         raise ArgumentTypeError(f"must be one queue, got {text!r}; give others one by one")
-    try:
-        return check_queue(text)
-    except OutboxError as error:
-        raise ArgumentTypeError(str(error)) from None
+    return _checked(check_queue, text)
 
 
 def key_name(text: str) -> str:
     """The key of messages."""
+    return _checked(check_key, text)
+
+
+def _checked(check: Callable[[object], str], text: str) -> str:
     try:
-        return check_key(text)
+        return check(text)
     except OutboxError as error:
         raise ArgumentTypeError(str(error)) from None
 

@@ -16,9 +16,8 @@ from outbox_core.cli.arguments import count, duration, key_name, queue_name, row
 from outbox_core.cli.exits import Exit, Refused
 from outbox_core.cli.tables import age, aligned, counted, moment, printable
 from outbox_core.message import DeadMessage, PendingMessage, QueueStats
-from outbox_core.store import Store
+from outbox_core.store import PURGED_AT_ONCE, Store
 
-PURGED_AT_ONCE = 5_000  # rows a transaction, so that none holds its locks for long
 LISTED = 50
 SHOWN = 8_192  # characters of a body
 

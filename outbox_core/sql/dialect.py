@@ -157,8 +157,13 @@ class Dialect(ABC):
     def find_unprocessed(self, id: int | UUID) -> Statement:
         """The same by row id or message id, without what is parked."""
 
-    @abstractmethod
-    def read_pending(self, row: Row) -> PendingMessage: ...
+    def read_pending(self, row: Row) -> PendingMessage:
+        return PendingMessage(
+            **self._read_stored(row),
+            next_attempt_at=self.read_moment(row[11]),
+            leased=bool(row[12]),
+            failure_reason=row[13],
+        )
 
     def fetch_dead_letters(self, queue: str | None, reason: str | None, limit: int) -> Sequence[Statement]:
         """Of each table that can have some, latest first; see `read_dead`."""
@@ -188,17 +193,7 @@ class Dialect(ABC):
 
     def read_dead(self, row: Row) -> DeadMessage:
         return DeadMessage(
-            id=row[0],
-            message_id=self.read_uuid(row[1]),
-            queue=row[2],
-            key=row[3],
-            payload=bytes(row[4]),
-            headers=read_headers(row[5]),
-            priority=row[6],
-            timer_id=row[7],
-            attempts_count=row[8],
-            deliveries_count=row[9],
-            created_at=self.read_moment(row[10]),
+            **self._read_stored(row),
             first_attempt_at=None if row[11] is None else self.read_moment(row[11]),
             last_attempt_at=None if row[12] is None else self.read_moment(row[12]),
             failed_at=None if row[13] is None else self.read_moment(row[13]),
@@ -207,6 +202,22 @@ class Dialect(ABC):
             worker=row[16],
             parked=bool(row[17]),
         )
+
+    def _read_stored(self, row: Row) -> dict[str, Any]:
+        """The columns with which all rows of a look begin."""
+        return {
+            "id": row[0],
+            "message_id": self.read_uuid(row[1]),
+            "queue": row[2],
+            "key": row[3],
+            "payload": bytes(row[4]),
+            "headers": read_headers(row[5]),
+            "priority": row[6],
+            "timer_id": row[7],
+            "attempts_count": row[8],
+            "deliveries_count": row[9],
+            "created_at": self.read_moment(row[10]),
+        }
 
     @abstractmethod
     def identified(self, id: int | UUID) -> tuple[str, Mapping[str, object]]:

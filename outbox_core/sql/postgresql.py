@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from uuid import UUID
 
-from outbox_core.message import Delivery, NewMessage, PendingMessage, read_headers
+from outbox_core.message import Delivery, NewMessage, read_headers
 from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
 from outbox_core.schema import Column
 from outbox_core.sql.catalogue import LiveColumn, LiveIndex, compare
@@ -40,6 +40,9 @@ _SESSION_SETTINGS = {
 }
 
 
+_LEASE = """acquired_token = CASE WHEN message.acquired_token IS NULL THEN CAST(:token AS uuid)
+                                      ELSE CAST(:suspect AS uuid) END,
+                leased_until = statement_timestamp() + make_interval(secs => CAST(:lease AS float8))"""
 _DELIVERY = """RETURNING message.id, message.message_id, message.queue, message.key, message.payload,
                       CAST(message.headers AS text), message.priority, message.attempts_count, message.deliveries_count,
                       message.created_at, message.first_attempt_at, message.next_attempt_at, message.acquired_token,
@@ -186,9 +189,7 @@ class PostgreSQL(Dialect):
     @cached_property
     def _claim(self) -> str:
         return f"""UPDATE {self.outbox} AS message
-            SET acquired_token = CASE WHEN message.acquired_token IS NULL THEN CAST(:token AS uuid)
-                                      ELSE CAST(:suspect AS uuid) END,
-                leased_until = statement_timestamp() + make_interval(secs => CAST(:lease AS float8))
+            SET {_LEASE}
             WHERE message.ctid = ANY (ARRAY(
                 SELECT ready.ctid
                 FROM unnest(CAST(:queues AS text[]), CAST(:priorities AS smallint[]), CAST(:limits AS int[]),
@@ -292,10 +293,7 @@ class PostgreSQL(Dialect):
                 FROM candidate LEFT JOIN locked ON locked.id = candidate.id
             )
             UPDATE {self.outbox} AS message
-            SET acquired_token = CASE WHEN message.acquired_token IS NULL THEN CAST(:token AS uuid)
-                                      ELSE CAST(:suspect AS uuid) END,
-                leased_until = statement_timestamp() + make_interval(secs => CAST(:lease AS float8)),
-                held_key = message.key
+            SET {_LEASE}, held_key = message.key
             WHERE message.id = ANY (ARRAY(SELECT id FROM whole WHERE is_ours))
             {_DELIVERY}"""
 
@@ -540,24 +538,6 @@ class PostgreSQL(Dialect):
 
     def read_moment(self, value: datetime) -> datetime:
         return value
-
-    def read_pending(self, row: Row) -> PendingMessage:
-        return PendingMessage(
-            id=row[0],
-            message_id=row[1],
-            queue=row[2],
-            key=row[3],
-            payload=bytes(row[4]),
-            headers=read_headers(row[5]),
-            priority=row[6],
-            timer_id=row[7],
-            attempts_count=row[8],
-            deliveries_count=row[9],
-            created_at=row[10],
-            next_attempt_at=row[11],
-            leased=row[12],
-            failure_reason=row[13],
-        )
 
     def redrive(
         self,

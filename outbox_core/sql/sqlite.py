@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from outbox_core.message import Delivery, NewMessage, PendingMessage, read_headers
+from outbox_core.message import Delivery, NewMessage, read_headers
 from outbox_core.outcome import DeadLetter, Release, Retry
 from outbox_core.schema import Column
 from outbox_core.sql.catalogue import LiveColumn, LiveIndex, compare
@@ -26,6 +26,8 @@ def _in(seconds: str) -> str:
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', ({seconds}) || ' seconds')"
 
 
+_LEASE = f"""acquired_token = CASE WHEN acquired_token IS NULL THEN :token ELSE :suspect END,
+                    leased_until = {_in(":lease")}"""
 _DELIVERY = f"""RETURNING id, message_id, queue, key, payload, headers, priority, attempts_count, deliveries_count,
                           created_at, first_attempt_at, next_attempt_at, acquired_token, {NOW}"""
 
@@ -128,8 +130,7 @@ class SQLite(Dialect):
             )
         return Statement(
             f"""UPDATE {self.outbox}
-                SET acquired_token = CASE WHEN acquired_token IS NULL THEN :token ELSE :suspect END,
-                    leased_until = {_in(":lease")}
+                SET {_LEASE}
                 WHERE id IN (SELECT id FROM ({" UNION ALL ".join(bands)}) LIMIT :total)
                 {_DELIVERY}""",
             parameters,
@@ -188,9 +189,7 @@ class SQLite(Dialect):
                       AND NOT {self._is_held("lane.name")}
                 )
                 UPDATE {self.outbox}
-                SET acquired_token = CASE WHEN acquired_token IS NULL THEN :token ELSE :suspect END,
-                    leased_until = {_in(":lease")},
-                    held_key = key
+                SET {_LEASE}, held_key = key
                 WHERE id IN (SELECT id FROM startable)
                 {_DELIVERY}""",
             {
@@ -384,24 +383,6 @@ class SQLite(Dialect):
 
     def read_moment(self, value: str | datetime) -> datetime:
         return _moment(value)
-
-    def read_pending(self, row: Row) -> PendingMessage:
-        return PendingMessage(
-            id=row[0],
-            message_id=UUID(row[1]),
-            queue=row[2],
-            key=row[3],
-            payload=row[4],
-            headers=read_headers(row[5]),
-            priority=row[6],
-            timer_id=row[7],
-            attempts_count=row[8],
-            deliveries_count=row[9],
-            created_at=_moment(row[10]),
-            next_attempt_at=_moment(row[11]),
-            leased=bool(row[12]),
-            failure_reason=row[13],
-        )
 
     def redrive(
         self,

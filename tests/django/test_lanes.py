@@ -12,12 +12,14 @@ from django.contrib.auth.models import Group
 from django.db import transaction
 from sqlalchemy import URL
 
+from outbox_core.cli.exits import Exit
+from outbox_core.cli.process import WorkerOptions
 from outbox_core.errors import OptionError
 from outbox_core.events import Event, Handled, LeaseLost
 from outbox_core.outcome import Ack, Retry
 from outbox_django import ConstantRetry, NoRetry, OutboxBroker, OutboxMessage, publish, publish_batch
 from outbox_django.models import OutboxMessage as Row
-from outbox_django.worker import Exit, WorkerOptions, WorkerProcess
+from outbox_django.worker import WorkerProcess
 from tests.django.running import consuming, drain, handle_until
 
 

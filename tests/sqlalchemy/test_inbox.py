@@ -253,7 +253,7 @@ async def test_what_is_older_than_the_retention_is_forgotten(elsewhere: Place) -
 
 
 async def test_a_purge_works_in_batches(elsewhere: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outbox_sqlalchemy.inbox.BATCH", 2)
+    monkeypatch.setattr("outbox_sqlalchemy.inbox.PURGED_AT_ONCE", 2)
     inbox = Inbox(received, retention=30 * DAY, dead_letter_retention=14 * DAY)
     for number in range(5):
         await pay(elsewhere, f"old {number}")

@@ -14,7 +14,7 @@ from django.utils import autoreload
 
 from outbox_core.cli.arguments import count, named_queues, patience, seconds
 from outbox_core.cli.exits import Exit
-from outbox_core.cli.process import leave, show_log
+from outbox_core.cli.process import WorkerOptions, leave, show_log
 from outbox_core.cli.work import check_health_file
 from outbox_core.errors import OptionError, SchemaMismatch
 from outbox_core.options import MAX_WORKERS
@@ -91,7 +91,7 @@ def _work(options: dict[str, Any]) -> int:
 
 def _prepare(options: dict[str, Any]) -> "WorkerProcess":
     """Everything that can be wrong with the project and the arguments, before anything is connected."""
-    from outbox_django.worker import WorkerOptions, WorkerProcess
+    from outbox_django.worker import WorkerProcess
 
     broker = _broker(options)
     with told_in_one_line():
