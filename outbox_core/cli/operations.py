@@ -51,7 +51,8 @@ class Stats(Operation):
     name = "stats"
     help = (
         "Count the messages of each queue: ready to be handled, scheduled for later or for another attempt, leased by a "
-        "worker, and dead. The oldest is the one that has been ready for longest. Reads the whole table."
+        "worker, and dead; and the keys whose first message keeps others waiting, because it failed or is dead. The oldest "
+        "message is the one that has been ready for longest. Reads the whole table."
     )
 
     async def run(self, store: Store, options: Mapping[str, Any]) -> Answer:
@@ -61,11 +62,12 @@ class Stats(Operation):
         return Answer(aligned(_stats_table(queues)) if queues else f"{store.name} is empty", data)
 
 
-_COUNTS = ("ready", "scheduled", "leased", "dead")
+_COUNTS = ("ready", "scheduled", "leased", "blocked_keys", "dead")
 
 
 def _stats_table(queues: Sequence[QueueStats]) -> list[Sequence[str]]:
-    rows: list[Sequence[str]] = [("queue", *_COUNTS, "oldest", ""), *(_stats_row(queue) for queue in queues)]
+    headings = ("queue", *(name.replace("_", " ") for name in _COUNTS), "oldest", "")
+    rows: list[Sequence[str]] = [headings, *(_stats_row(queue) for queue in queues)]
     if len(queues) > 1:
         totals = {name: sum(getattr(queue, name) for queue in queues) for name in _COUNTS}
         oldest = max((queue.oldest_age for queue in queues if queue.oldest_age is not None), default=None)
