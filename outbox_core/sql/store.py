@@ -19,6 +19,7 @@ from outbox_core.outcome import Release
 from outbox_core.schema import Tables
 from outbox_core.sql import refusals
 from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
+from outbox_core.sql.trial import trial
 from outbox_core.store import (
     Armed,
     Difference,
@@ -364,6 +365,10 @@ class SqlLink:
 
     async def _ids(self, statements: Sequence[Statement]) -> set[int]:
         return {row[0] for statement in statements for row in await self._executor.execute(statement)}
+
+    async def try_out(self) -> None:
+        for statement in trial(self._dialect):
+            await self._executor.execute(statement)
 
     async def notify(self, payload: str) -> None:
         await self._executor.execute(self._dialect.notify(payload))
