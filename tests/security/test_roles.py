@@ -297,6 +297,8 @@ def test_an_operator_has_every_command(guarded: Guarded, operate: Callable[..., 
     assert operate("redrive", "--id", str(dead["b"])) == "1 dead letter put back\n"
     assert operate("redrive", "--queue", "mails", "--key", "d") == "1 dead letter put back\n"
     assert operate("release", "mails", "e") == "e goes on\n"
+    forever = ("--older-than", "0", "--dead-letter-retention", "0")
+    assert operate("purge", "--inbox", *forever) == "0 received messages deleted\n"
     assert operate("purge", "--older-than", "0") == "2 dead letters deleted\n"
     assert operate("pause", "orders") == "orders is paused\n"
     assert operate("resume", "orders") == "orders goes on\n"
