@@ -152,27 +152,56 @@ class LastResort:
     """
 
     def __init__(self, limit: float | None) -> None:
-        self._seconds = None if limit is None or not _is_ours_to_use() else limit * max(2, os.cpu_count() or 1)
-        self._armed = False
+        self._seconds = None if limit is None else limit * max(2, os.cpu_count() or 1)
 
     def arm(self) -> None:
-        if self._seconds is None:
-            return
-        if not self._armed:
-            with suppress(Exception):  # there may be no standard error
-                faulthandler.register(signal.SIGVTALRM, file=2, all_threads=True, chain=True)
-            self._armed = True
-        signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds)
+        if self._seconds is not None:
+            _timer.set(self, self._seconds)
 
     def disarm(self) -> None:
-        if self._armed:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            faulthandler.unregister(signal.SIGVTALRM)
-            self._armed = False
+        _timer.give_up(self)
+
+
+class ProcessTimer:
+    """The timer and the signal, which the process has once, for all of its watchdogs: the shortest limit counts.
+
+    A handler that keeps the interpreter's lock stops all of their threads, so it does not matter which of them goes on.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._limits: dict[LastResort, float] = {}  # of those who want it, in seconds
+
+    def set(self, owner: LastResort, seconds: float) -> None:
+        """Begin anew; does nothing if the timer or the signal is somebody else's."""
+        with self._lock:
+            if not self._limits:
+                if not _is_ours_to_use():
+                    return
+                with suppress(Exception):  # there may be no standard error
+                    faulthandler.register(signal.SIGVTALRM, file=2, all_threads=True, chain=True)
+            self._limits[owner] = seconds
+            signal.setitimer(signal.ITIMER_VIRTUAL, min(self._limits.values()))
+
+    def give_up(self, owner: LastResort) -> None:
+        """*owner* wants it no more; the others still do."""
+        with self._lock:
+            if self._limits.pop(owner, None) is None:
+                return
+            signal.setitimer(signal.ITIMER_VIRTUAL, min(self._limits.values(), default=0))
+            if not self._limits:
+                faulthandler.unregister(signal.SIGVTALRM)
+
+
+_timer = ProcessTimer()
 
 
 def _is_ours_to_use() -> bool:
-    return hasattr(signal, "SIGVTALRM") and signal.getsignal(signal.SIGVTALRM) is signal.SIG_DFL
+    return (
+        hasattr(signal, "SIGVTALRM")
+        and signal.getsignal(signal.SIGVTALRM) is signal.SIG_DFL
+        and signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
+    )
 
 
 def is_debugged(stack: FrameType | None) -> bool:
