@@ -19,14 +19,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from time import monotonic
 from types import FrameType
 from typing import Any
 
 from outbox_core.events import LoopBlocked, LoopFreed, Observer
-from outbox_core.message import Delivery
+from outbox_core.message import Delivery, named
 from outbox_core.waiting import within
 
 logger = logging.getLogger("outbox")
@@ -36,7 +36,6 @@ BLOCKED_AFTER = 5.0  # seconds without an answer until it is reported
 PARTING_PATIENCE = 2.0  # seconds for what is written at the end
 LOG_PATIENCE = 2.0  # seconds for a record: the blocked thread may hold the lock of a log handler
 STUCK_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
-MOST_NAMED = 20  # messages in one record
 
 
 class Watchdog:
@@ -118,7 +117,7 @@ class Watchdog:
             lambda: logger.error(
                 "the event loop has been blocked for %.1f s; %s; its stack:\n%s",
                 self._blocked_for,
-                _named(running),
+                _handling(running),
                 self._stack_as_text(),
             )
         )
@@ -127,7 +126,7 @@ class Watchdog:
     async def _end_process(self) -> None:
         text = (
             f"the event loop has been blocked for {self._blocked_for:.1f} s, which is the limit; ending the process with "
-            f"exit code {STUCK_EXIT_CODE}; {_named(self._running())}, to be delivered again; the loop's stack:\n"
+            f"exit code {STUCK_EXIT_CODE}; {_handling(self._running())}, to be delivered again; the loop's stack:\n"
             f"{self._stack_as_text()}"
         )
         with suppress(Exception):
@@ -218,12 +217,8 @@ def is_debugged(stack: FrameType | None) -> bool:
     return False
 
 
-def _named(deliveries: Iterable[Delivery]) -> str:
-    named = [f"message {one.id} ({one.message_id}) in {one.queue!r}" for one in deliveries]
-    if not named:
-        return "no handler is running"
-    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
-    return f"handlers are running for {', '.join(named[:MOST_NAMED])}{more}"
+def _handling(deliveries: Collection[Delivery]) -> str:
+    return f"handlers are running for {named(deliveries)}" if deliveries else "no handler is running"
 
 
 async def _in_time(call: Callable[[], Any]) -> bool:
