@@ -48,8 +48,15 @@ class Overdue:
             f" {self._name}" if self._name else "",
             now - min(running[delivery] for delivery in due),
             named(due),
-            self._places(tasks),
+            self._places_anyway(tasks),
         )
+
+    def _places_anyway(self, tasks: Sequence[asyncio.Task[None]]) -> str:
+        """A stack may hold code that is neither Python's nor ours, and whoever looks is needed for other things too."""
+        try:
+            return self._places(tasks)
+        except Exception as error:
+            return f"; its stack cannot be shown ({type(error).__name__})"
 
     def _places(self, tasks: Sequence[asyncio.Task[None]]) -> str:
         """The stacks of all runs of these handlers, from the handler inwards."""

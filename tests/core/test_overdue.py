@@ -83,6 +83,22 @@ async def test_a_function_in_a_thread_is_told_with_the_stack_of_its_thread(caplo
     assert "in _worker" not in text
 
 
+async def test_a_stack_that_cannot_be_read_hides_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    class Foreign:
+        @property
+        def cr_frame(self) -> None:
+            raise RuntimeError
+
+        def get_coro(self) -> "Foreign":
+            return self
+
+    Overdue([ship]).look({delivery(): perf_counter() - 61}, [Foreign()], 60.0)  # type: ignore[list-item]  # on purpose
+
+    (text,) = caplog.messages
+    assert "it keeps message 1 (" in text
+    assert text.endswith("; its stack cannot be shown (RuntimeError)")
+
+
 def test_it_is_told_at_ever_longer_intervals_until_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     overdue, one = Overdue([ship]), delivery()
 
