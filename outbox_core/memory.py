@@ -372,8 +372,10 @@ class MemoryStore:
             heard(payload)
 
     def _held(self, delivery: Delivery) -> _Row | None:
+        """Its row if that is still ours. A suspect that was given back has a token, and no lease."""
         row = self._rows.get(delivery.id)
-        return row if row is not None and row.token == delivery.token and row.parked is None else None
+        ours = row is not None and row.token == delivery.token and row.leased_until is not None
+        return row if ours else None
 
     def _line(self, queue: str, key: str) -> list[_Row]:
         """The messages of a key in order, those included that halt it."""
@@ -501,7 +503,7 @@ class MemoryLink:
 
     def _ours(self, deliveries: Sequence[Delivery]) -> list[_Row]:
         rows = (self._store._held(delivery) for delivery in deliveries)
-        return [row for row in rows if row is not None and row.leased_until is not None]
+        return [row for row in rows if row is not None]
 
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
         ours = set()
