@@ -335,7 +335,9 @@ class MemoryStore:
             ready=len(ready),
             scheduled=len(rows) - len(ready) - leased - parked,
             leased=leased,
-            blocked_keys=sum(self._is_blocked(queue, key) for key in self._keys(queue)),
+            blocked_keys=sum(
+                self._is_blocked(queue, key) for key in {row.message.key for row in rows} if key is not None
+            ),
             dead=parked + sum(letter.message.queue == queue for letter in self._dead.values()),
             oldest_age=(now - min(row.due_at for row in ready)).total_seconds() if ready else None,
             paused=queue in self._paused,

@@ -340,7 +340,8 @@ class Expected:
             )
             assert (seen.leased, seen.dead) == (len(rows) - len(waiting), len(dead))
             assert seen.paused == (queue in self.paused)
-            assert seen.blocked_keys == sum(self._is_blocked(queue, key) for key in {one.key for one in rows} - {None})
+            keys = {one.key for one in self.live.values() if one.queue == queue} - {None}
+            assert seen.blocked_keys == sum(self._is_blocked(queue, key) for key in keys)
 
     def _is_blocked(self, queue: str, key: str | None) -> bool:
         first, *behind = self.line(queue, key)

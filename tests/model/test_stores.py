@@ -26,7 +26,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 def test_memory(runner: asyncio.Runner) -> None:
-    check(MemoryGround(runner), seeds=10 * MORE)
+    check(MemoryGround(runner), seeds=6 * MORE)
 
 
 def test_sqlite(runner: asyncio.Runner, sqlite_template: Path, tmp_path: Path) -> None:
