@@ -1,17 +1,21 @@
 """How a suspect comes to run alone in its process (docs/decisions/0003-who-is-blamed.md)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from typing import TypeAlias
 
 from outbox_core.waiting import within
+
+Trust: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
 class Isolation:
     """Lets a suspect, whose last owner went away without a word, run alone in the process.
 
-    If it takes the process down, nobody else is to blame. It waits for the others at most *patience* seconds, and holds
-    them and the next suspect up no longer than that: what has run so long without killing anybody is no killer.
+    If it takes the process down, nobody else is to blame. It waits for the others at most *patience* seconds, and once it
+    runs it holds them and the next suspect up no longer than that: what has run so long without killing anybody is no killer.
     """
 
     def __init__(self, patience: float = 30.0) -> None:
@@ -47,17 +51,16 @@ class Isolation:
             self._idle.set()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Meanwhile no other suspect begins; everybody else goes on."""
+    async def turn(self) -> AsyncIterator[Trust]:
+        """Meanwhile no other suspect begins; everybody else goes on. The handler is run within the trust that it gives."""
         await self._turn.acquire()
         with ExitStack() as turn:
             turn.callback(self._turn.release)
-            with self._trusted(turn):
-                yield
+            yield partial(self._trusted, turn)
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """Meanwhile nothing else runs."""
+    async def alone(self) -> AsyncIterator[Trust]:
+        """Meanwhile nothing else runs. The handler is run within the trust that it gives."""
         await self._turn.acquire()
         with ExitStack() as turn:  # closed by whatever comes first: the end, or the end of the patience
             turn.callback(self._turn.release)
@@ -66,12 +69,11 @@ class Isolation:
             await within(self._patience, self._idle.wait())
             self.enter()
             turn.callback(self.leave)
-            with self._trusted(turn):
-                yield
+            yield partial(self._trusted, turn)
 
     @contextmanager
     def _trusted(self, turn: ExitStack) -> Iterator[None]:
-        """End *turn* when the patience is at its end."""
+        """End *turn* when the patience is at its end. It begins now, for until its start is written a suspect waits."""
         trust = asyncio.get_running_loop().call_later(self._patience, turn.close)
         try:
             yield

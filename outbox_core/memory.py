@@ -335,7 +335,9 @@ class MemoryStore:
             ready=len(ready),
             scheduled=len(rows) - len(ready) - leased - parked,
             leased=leased,
-            blocked_keys=sum(self._is_blocked(queue, key) for key in self._keys(queue)),
+            blocked_keys=sum(
+                self._is_blocked(queue, key) for key in {row.message.key for row in rows} if key is not None
+            ),
             dead=parked + sum(letter.message.queue == queue for letter in self._dead.values()),
             oldest_age=(now - min(row.due_at for row in ready)).total_seconds() if ready else None,
             paused=queue in self._paused,
@@ -372,8 +374,10 @@ class MemoryStore:
             heard(payload)
 
     def _held(self, delivery: Delivery) -> _Row | None:
+        """Its row if that is still ours. A suspect that was given back has a token, and no lease."""
         row = self._rows.get(delivery.id)
-        return row if row is not None and row.token == delivery.token and row.parked is None else None
+        ours = row is not None and row.token == delivery.token and row.leased_until is not None
+        return row if ours else None
 
     def _line(self, queue: str, key: str) -> list[_Row]:
         """The messages of a key in order, those included that halt it."""
@@ -501,7 +505,7 @@ class MemoryLink:
 
     def _ours(self, deliveries: Sequence[Delivery]) -> list[_Row]:
         rows = (self._store._held(delivery) for delivery in deliveries)
-        return [row for row in rows if row is not None and row.leased_until is not None]
+        return [row for row in rows if row is not None]
 
     async def settle(self, settlements: Sequence[Settlement], *, worker: str) -> set[int]:
         ours = set()

@@ -160,7 +160,8 @@ class DeadMessage(StoredMessage):
 class QueueStats:
     """One queue at one moment. `oldest_age` is in seconds, of the oldest message that is due; None if none is.
 
-    `blocked_keys`: keys whose first message waits for another attempt or is dead and halts them, while others wait behind it.
+    `blocked_keys`: keys that a dead message halts, and those whose first message waits for another attempt while others wait
+    behind it.
     """
 
     queue: str

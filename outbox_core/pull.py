@@ -136,7 +136,7 @@ class Puller:
 
     async def _introduce(self, suspect: Delivery) -> None:
         """Hand out a suspect in its turn, and keep the turn until its outcome is in the database."""
-        async with self._isolation.turn():
+        async with self._isolation.turn() as trusted:
             wanted = suspect in self._suspects and bool(self._waiting)
             if wanted and not await self._settler.begin(suspect):
                 return
@@ -146,7 +146,8 @@ class Puller:
             self._suspects.remove(suspect)
             over = self._in_turn[suspect] = asyncio.Event()
             self._hand_out(suspect)
-            await over.wait()
+            with trusted():
+                await over.wait()
 
     def _hand_out(self, delivery: Delivery) -> None:
         while self._waiting:

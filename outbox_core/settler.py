@@ -60,11 +60,22 @@ class Settler:
 
     def hold(self, deliveries: Iterable[Delivery], *, lease: float, since: float) -> None:
         """Take over freshly claimed deliveries; *since* is the monotonic time before the claim was sent."""
+        deliveries = list(deliveries)
+        self._forget_older({delivery.id for delivery in deliveries if delivery.suspect})
         for delivery in deliveries:
             delivery.lease_ends = since + lease
             self._held[delivery] = lease
         if monotonic() > since + lease:  # the loop was blocked while the answer waited for it
             self.watched = 0.0
+
+    def _forget_older(self, claimed: set[int]) -> None:
+        """Give up what is held of rows that were *claimed* again here: their leases had ended, and nobody could extend them.
+
+        The store answers with ids, so an answer that is about the new delivery would be taken for one about the old one too.
+        """
+        if claimed:
+            for delivery in [delivery for delivery in self._held if delivery.id in claimed]:
+                self.forget(delivery)
 
     @property
     def stuck(self) -> bool:

@@ -329,11 +329,12 @@ class Consumer:
         return [delivery for delivery in startable if delivery.line not in broken]
 
     async def _deliver_alone(self, suspect: Delivery) -> None:
-        async with self._isolation.alone():
+        async with self._isolation.alone() as trusted:
             if self._still_startable([suspect]) and await self._settler.begin(suspect):
-                await self._run([suspect])
-                # Until its outcome is in the database, the next suspect's crash would be blamed on this one too.
-                await within(BLAME_PATIENCE, self._settler.written(suspect))
+                with trusted():
+                    await self._run([suspect])
+                    # Until its outcome is in the database, the next suspect's crash would be blamed on this one too.
+                    await within(BLAME_PATIENCE, self._settler.written(suspect))
 
     def _still_startable(self, batch: list[Delivery]) -> list[Delivery]:
         """Those that may begin after a wait, in which the worker may have been stopped or leases lost."""

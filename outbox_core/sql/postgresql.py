@@ -48,6 +48,8 @@ _DELIVERY = """RETURNING message.id, message.message_id, message.queue, message.
                       message.created_at, message.first_attempt_at, message.next_attempt_at, message.acquired_token,
                       statement_timestamp()"""
 
+# Whoever gives a suspect back leaves its token there, for the next worker to know, but no lease.
+_IS_OURS = "message.id = held.id AND message.acquired_token = held.token AND message.leased_until IS NOT NULL"
 
 # Wakes the workers of the queues in `back`, and counts its rows.
 _TOLD = """told AS (SELECT pg_notify(:channel, queue) FROM back GROUP BY queue)
@@ -371,8 +373,7 @@ class PostgreSQL(Dialect):
             f"""WITH free AS MATERIALIZED (
                     SELECT message.id
                     FROM {self.outbox} AS message
-                    JOIN {self._held} ON message.id = held.id AND message.acquired_token = held.token
-                    WHERE message.leased_until IS NOT NULL
+                    JOIN {self._held} ON {_IS_OURS}
                     FOR NO KEY UPDATE OF message SKIP LOCKED
                 )
                 UPDATE {self.outbox} AS message
@@ -387,15 +388,15 @@ class PostgreSQL(Dialect):
         return Statement(
             f"""SELECT message.id
                 FROM {self.outbox} AS message
-                JOIN {self._held} ON message.id = held.id AND message.acquired_token = held.token
-                WHERE message.leased_until IS NOT NULL""",
+                JOIN {self._held} ON {_IS_OURS}""",
             _leases(deliveries),
         )
 
     def begin(self, delivery: Delivery) -> Statement:
         return Statement(
             f"""UPDATE {self.outbox} SET deliveries_count = CAST(:deliveries AS int) + 1
-                WHERE id = CAST(:id AS bigint) AND acquired_token = CAST(:token AS uuid) RETURNING id""",
+                WHERE id = CAST(:id AS bigint) AND acquired_token = CAST(:token AS uuid) AND leased_until IS NOT NULL
+                RETURNING id""",
             {"id": delivery.id, "token": delivery.token, "deliveries": delivery.deliveries},
         )
 
@@ -417,7 +418,7 @@ class PostgreSQL(Dialect):
     @cached_property
     def _ack(self) -> str:
         delete = f"""DELETE FROM {self.outbox} AS message USING {self._held}
-            WHERE message.id = held.id AND message.acquired_token = held.token"""
+            WHERE {_IS_OURS}"""
         if self.tables.archive is None:
             return f"{delete} RETURNING message.id"
         columns = (
@@ -447,7 +448,7 @@ class PostgreSQL(Dialect):
             FROM unnest(CAST(:ids AS bigint[]), CAST(:tokens AS uuid[]), CAST(:delays AS float8[]),
                         CAST(:failed AS int[]), CAST(:started AS int[]), CAST(:suspects AS boolean[]))
                  AS held (id, token, delay, failed, started, suspect)
-            WHERE message.id = held.id AND message.acquired_token = held.token
+            WHERE {_IS_OURS}
             RETURNING message.id"""
 
     @cached_property
@@ -458,7 +459,7 @@ class PostgreSQL(Dialect):
         message = "message_id, queue, key, payload, headers, priority, timer_id, created_at"
         return f"""WITH gone AS (
                 DELETE FROM {self.outbox} AS message USING {held}
-                WHERE message.id = held.id AND message.acquired_token = held.token
+                WHERE {_IS_OURS}
                 RETURNING message.*, held.reason, held.error, held.failed, held.started
             ), buried AS (
                 INSERT INTO {self.tables.need("burying", "dead_letters")}
@@ -485,7 +486,7 @@ class PostgreSQL(Dialect):
                         CAST(:errors AS text[]), CAST(:failed AS int[]), CAST(:started AS int[]),
                         CAST(:halting AS boolean[]))
                  AS held (id, token, reason, error, failed, started, halting)
-            WHERE message.id = held.id AND message.acquired_token = held.token
+            WHERE {_IS_OURS}
             RETURNING message.id"""
 
     # A sleeper tries for each queue's lock. It gets none while a transaction that published without notifying is open,

@@ -259,7 +259,7 @@ class SQLite(Dialect):
     def extend(self, deliveries: Sequence[Delivery], lease: float) -> Statement:
         return Statement(
             f"""UPDATE {self.outbox} SET leased_until = {_in(":lease")}
-                WHERE (id, acquired_token) IN ({_HELD}) AND leased_until IS NOT NULL
+                WHERE {_IS_OURS}
                 RETURNING id""",
             {"held": _held(deliveries), "lease": lease},
         )
@@ -267,14 +267,15 @@ class SQLite(Dialect):
     def ours(self, deliveries: Sequence[Delivery]) -> Statement:
         return Statement(
             f"""SELECT id FROM {self.outbox}
-                WHERE (id, acquired_token) IN ({_HELD}) AND leased_until IS NOT NULL""",
+                WHERE {_IS_OURS}""",
             {"held": _held(deliveries)},
         )
 
     def begin(self, delivery: Delivery) -> Statement:
         return Statement(
             f"""UPDATE {self.outbox} SET deliveries_count = :deliveries + 1
-                WHERE id = :id AND acquired_token = :token RETURNING id""",
+                WHERE id = :id AND acquired_token = :token AND leased_until IS NOT NULL
+                RETURNING id""",
             {"id": delivery.id, "token": delivery.token.hex, "deliveries": delivery.deliveries},
         )
 
@@ -292,7 +293,7 @@ class SQLite(Dialect):
         if gone:
             statements.append(
                 Statement(
-                    f"DELETE FROM {self.outbox} WHERE (id, acquired_token) IN ({_HELD}) RETURNING id",
+                    f"DELETE FROM {self.outbox} WHERE {_IS_OURS} RETURNING id",
                     {"held": _held(gone)},
                 )
             )
@@ -307,7 +308,7 @@ class SQLite(Dialect):
             "attempts_count, first_attempt_at"
         )
         return f"""INSERT INTO {self.tables.sql(self.tables.archive or "")} ({columns}, last_attempt_at)
-            SELECT {columns}, {NOW} FROM {self.outbox} WHERE (id, acquired_token) IN ({_HELD})"""
+            SELECT {columns}, {NOW} FROM {self.outbox} WHERE {_IS_OURS}"""
 
     @property
     def _copy_dead(self) -> str:
@@ -318,7 +319,7 @@ class SQLite(Dialect):
             SELECT {columns}, deliveries_count + held.started, attempts_count + held.failed,
                    coalesce(first_attempt_at, {NOW}), {NOW}, held.reason, held.error, :worker
             FROM ({_DEATHS}) AS held JOIN {self.outbox} AS message
-              ON message.id = held.held_id AND message.acquired_token = held.held_token"""
+              ON {_IS_HELD}"""
 
     @property
     def _park(self) -> str:
@@ -329,7 +330,7 @@ class SQLite(Dialect):
                 deliveries_count = message.deliveries_count + held.started,
                 first_attempt_at = coalesce(message.first_attempt_at, {NOW}), last_attempt_at = {NOW}
             FROM ({_DEATHS}) AS held
-            WHERE message.id = held.held_id AND message.acquired_token = held.held_token
+            WHERE {_IS_HELD}
             RETURNING id"""
 
     @property
@@ -349,7 +350,7 @@ class SQLite(Dialect):
                          json_extract(value, '$[2]') AS delay, json_extract(value, '$[3]') AS failed,
                          json_extract(value, '$[4]') AS started, json_extract(value, '$[5]') AS suspect
                   FROM json_each(:held)) AS held
-            WHERE message.id = held.held_id AND message.acquired_token = held.held_token
+            WHERE {_IS_HELD}
             RETURNING id"""
 
     # Operating
@@ -598,6 +599,9 @@ class SQLite(Dialect):
 
 
 _HELD = "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:held)"
+# Whoever gives a suspect back leaves its token there, for the next worker to know, but no lease.
+_IS_OURS = f"(id, acquired_token) IN ({_HELD}) AND leased_until IS NOT NULL"
+_IS_HELD = "message.id = held.held_id AND message.acquired_token = held.held_token AND message.leased_until IS NOT NULL"
 _DEATHS = """SELECT json_extract(value, '$[0]') AS held_id, json_extract(value, '$[1]') AS held_token,
                     json_extract(value, '$[2]') AS reason, json_extract(value, '$[3]') AS error,
                     json_extract(value, '$[4]') AS failed, json_extract(value, '$[5]') AS started,

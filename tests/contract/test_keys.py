@@ -336,3 +336,13 @@ async def test_blocked_keys_are_counted(outbox: Outbox) -> None:
         await settle(link, delivery, Retry(60))
 
     assert (await outbox.store.stats())["orders"].blocked_keys == 2
+
+
+async def test_a_halted_key_is_blocked_whether_others_wait_or_not(outbox: Outbox) -> None:
+    link = await outbox.link()
+    await halted(outbox, link, "a1")
+    alone = (await outbox.store.stats())["orders"].blocked_keys
+
+    await publish(outbox, "a2")
+
+    assert (alone, (await outbox.store.stats())["orders"].blocked_keys) == (1, 1)

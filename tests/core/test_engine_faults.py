@@ -252,6 +252,29 @@ async def test_a_batch_whose_leases_are_lost_one_after_the_other_is_cut_once(
     assert await worker.ping()
 
 
+async def test_a_worker_that_claims_its_own_message_again_gives_up_the_older_delivery(
+    store: FaultyStore, worker: Worker
+) -> None:
+    runs: list[Delivery] = []
+
+    async def handle(delivery: Delivery) -> None:
+        runs.append(delivery)
+        if len(runs) == 1:
+            await asyncio.Event().wait()
+
+    store.before = lambda call, bodies: _refuse(call == "extend")
+    await publish(store, "a")
+    worker.add(consumer(handle, max_workers=2, lease_ttl_seconds=1.0, cancel_on_lease_lost=True))
+    await until(lambda: runs)
+    (first,) = runs
+    await until(lambda: all(row.token != first.token for row in store._rows.values()))
+    store.before = lambda call, bodies: None
+
+    await until(lambda: is_empty(store))
+    assert first.lease_lost
+    assert [run.suspect for run in runs] == [False, True]
+
+
 async def test_a_draining_consumer_keeps_its_short_leases(store: FaultyStore, worker: Worker) -> None:
     gate = asyncio.Event()
     started: list[bytes] = []

@@ -15,16 +15,29 @@ async def enters(isolation: Isolation) -> None:
 
 async def test_a_suspect_that_outlasts_the_patience_holds_up_neither_others_nor_the_next_suspect() -> None:
     isolation = Isolation(patience=0.02)
-    async with asyncio.timeout(1), isolation.alone():
-        await enters(isolation)
+    async with asyncio.timeout(1), isolation.alone() as trusted:
+        with trusted():
+            await enters(isolation)
         async with isolation.alone():
             pass
 
 
+async def test_the_patience_begins_when_the_handler_does() -> None:
+    isolation = Isolation(patience=0.02)
+    async with isolation.alone() as trusted:
+        await asyncio.sleep(0.03)  # until its start is in the database
+        assert isolation.closed
+        with trusted():
+            assert isolation.closed
+            await asyncio.sleep(0.03)
+            assert not isolation.closed
+
+
 async def test_a_suspect_does_not_wait_for_handlers_that_have_ended_beside_a_slow_one() -> None:
     isolation = Isolation(patience=0.02)
-    async with isolation.alone():
-        await asyncio.sleep(0.03)
+    async with isolation.alone() as trusted:
+        with trusted():
+            await asyncio.sleep(0.03)
         await enters(isolation)
     isolation._patience = 60.0
 
