@@ -236,7 +236,7 @@ class Claimer:
         return found
 
     async def _claim_keys_of(self, queue: str, claimant: Claimant, share: int, lease: float) -> int:
-        want = KeyWant(queue, share, claimant.longest_run, self._keys.after(queue))
+        want = KeyWant(queue, share, claimant.longest_run, self._keys.after(queue), keys=claimant.options.max_workers)
         sent = monotonic()
         claim = await self._keeper.call(lambda link: link.claim_keyed(want, lease=lease))
         if self._keys.learn(want, claim):

@@ -4,6 +4,9 @@
 
 Only an ack lets the next one begin. Whatever else becomes of a message, those behind it go back to the table, and come again
 when its outcome is written there: behind it, if it is to be retried.
+
+While a message of a run is handled, the last of the run is neither settled nor given back: in the table, it may be the only
+one that says that somebody has the key (`held_key`).
 """
 
 from collections import deque
@@ -18,6 +21,7 @@ class Runs:
     def __init__(self) -> None:
         self._behind: dict[Line, deque[Delivery]] = {}  # there is an entry while the first may begin, or has begun
         self._waiting = 0
+        self._rear: dict[Line, Delivery] = {}  # the last of a run of which the rest was given back
 
     def __len__(self) -> int:
         """How many wait."""
@@ -26,10 +30,9 @@ class Runs:
     def admit(self, deliveries: Iterable[Delivery]) -> Iterator[Delivery]:
         """Those of *deliveries*, freshly claimed, that may begin; the others wait."""
         for delivery in deliveries:
-            line = delivery.line
-            if line is None:
+            if delivery.key is None:
                 yield delivery
-            elif line in self._behind:
+            elif (line := (delivery.queue, delivery.key)) in self._behind:
                 self._behind[line].append(delivery)
                 self._waiting += 1
             else:
@@ -54,14 +57,16 @@ class Runs:
         for line in dict.fromkeys(delivery.line for delivery in batch):
             if line is None or line not in self._behind:
                 continue
-            behind = self._behind[line]
-            if not all(delivery.acked for delivery in batch if delivery.line == line):
+            behind, rear = self._behind[line], self._rear.pop(line, None)
+            if rear is not None or not all(delivery.acked for delivery in batch if delivery.line == line):
+                self._waiting -= len(behind)
                 back += self._behind.pop(line)
+                back += [] if rear is None else [rear]
             elif behind:
+                self._waiting -= 1
                 begin.append(behind.popleft())
             else:
                 del self._behind[line]
-        self._waiting -= len(begin) + len(back)
         return begin, back
 
     def drop(self, delivery: Delivery) -> None:
@@ -70,15 +75,23 @@ class Runs:
         if delivery in behind:
             behind.remove(delivery)
             self._waiting -= 1
+        elif delivery.line is not None and self._rear.get(delivery.line) is delivery:
+            del self._rear[delivery.line]
 
     def give_up(self, firsts: Collection[Delivery]) -> list[Delivery]:
-        """All who wait, to be given back together with *firsts*, which have not begun either."""
-        back = [delivery for behind in self._behind.values() for delivery in behind]
-        for behind in self._behind.values():
+        """All who wait, to be given back together with *firsts*, which have not begun either.
+
+        Behind a message that has begun, the last one stays until that has come to its end, and is given back then.
+        """
+        idle = {delivery.line for delivery in firsts}
+        back: list[Delivery] = []
+        for line, behind in [*self._behind.items()]:
+            if line in idle:
+                del self._behind[line]
+            elif behind:
+                self._rear[line] = behind.pop()
+            back += behind
             behind.clear()
-        for delivery in firsts:
-            if delivery.line is not None:
-                self._behind.pop(delivery.line, None)
         self._waiting = 0
         return back
 

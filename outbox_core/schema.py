@@ -106,8 +106,8 @@ OUTBOX = TableSpec(
         Column("next_attempt_at", "timestamp", default="now"),
         Column("acquired_token", "uuid", nullable=True),
         Column("leased_until", "timestamp", nullable=True),
-        # The key, while this message keeps the others of its key waiting: it is leased, or dead where that halts its key.
-        # Always null without a key, so that claiming an unkeyed row touches no index.
+        # The key, while this message keeps the others of its key waiting: it is the last that one claim has of it, or dead
+        # where that halts its key. Otherwise null, so that claiming such a row touches no index.
         Column("held_key", "string", nullable=True, length=NAME_LENGTH),
         *_HISTORY,
         # Set on a message that is parked for want of a dead-letter table; a parked row is never claimed.

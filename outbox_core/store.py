@@ -40,17 +40,27 @@ class Want:
     since: datetime | None = None
 
 
+MAX_DEPTH = 8  # messages; if the first fails, the others were claimed for nothing
+
+
 @dataclass(frozen=True, slots=True)
 class KeyWant:
     """Claim at most *limit* messages with a key from *queue*, at most *run* of each key, going on after the key *after*.
 
-    None: begin with the first key.
+    None: begin with the first key. *keys*: of so many keys, where there are as many, since only one message of each can be
+    handled at a time; None: of as many as can be. More messages of fewer keys cost less.
     """
 
     queue: str
     limit: int
     run: int
     after: str | None = None
+    keys: int | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many messages to take of each key before there is no other key."""
+        return max(1, min(self.run, MAX_DEPTH, self.limit // (self.keys or self.limit)))
 
 
 class KeyClaim(NamedTuple):

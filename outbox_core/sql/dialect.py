@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 from uuid import UUID
 
 from outbox_core.errors import UnsupportedDatabase
@@ -41,6 +41,14 @@ class Statement:
 
     text: str
     parameters: Mapping[str, object]
+
+
+class KeyLook(NamedTuple):
+    """What a look at keys has found: how many messages may be claimed of each, at least, and the rest as in `KeyClaim`."""
+
+    lengths: dict[str, int]
+    after: str | None
+    due_in: float | None
 
 
 class Dialect(ABC):
@@ -84,19 +92,18 @@ class Dialect(ABC):
 
     @abstractmethod
     def look_at_keys(self, want: KeyWant) -> Statement:
-        """One row: the claimable keys, the last key that was passed or None at the end, and the seconds until one is due.
+        """One row; see `read_keys`.
 
-        It stops when it has found as many as could be claimed, or has passed `MAX_HOPS` keys.
+        It stops when it has found as many messages as are wanted, `KeyWant.depth` of a key at most, or has passed `MAX_HOPS`
+        keys. Of the last key it may find more than are wanted.
         """
 
     @abstractmethod
-    def read_keys(self, rows: Sequence[Row]) -> tuple[list[str], str | None, float | None]: ...
+    def read_keys(self, rows: Sequence[Row]) -> KeyLook: ...
 
     @abstractmethod
-    def claim_keys(
-        self, queue: str, keys: Sequence[str], *, run: int, lease: float, token: UUID, suspect: UUID
-    ) -> Statement:
-        """Lease the first messages of each key, in rows of a delivery as `claim` returns them."""
+    def claim_keys(self, queue: str, runs: Mapping[str, int], *, lease: float, token: UUID, suspect: UUID) -> Statement:
+        """Lease the first messages of each key, as many as *runs* says, in rows of a delivery as `claim` returns them."""
 
     @property
     @abstractmethod

@@ -4,7 +4,7 @@ The database's clock is `statement_timestamp()`: `now()` stands still inside a t
 long. Arrays carry batches, so that a statement's text, and its plan, is the same for one row and for a thousand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
 from uuid import UUID
@@ -17,6 +17,7 @@ from outbox_core.sql.dialect import (
     ANEW,
     MAX_HOPS,
     Dialect,
+    KeyLook,
     Row,
     Settlements,
     Statement,
@@ -213,90 +214,113 @@ class PostgreSQL(Dialect):
             ))
             {_DELIVERY}"""
 
-    # From each key's first row to the next key's, one descent of the key index each. A key is claimable if its first row is
-    # due and free, and no row holds the key: a row that was published late may lie before one that a worker has.
+    # From each key's first row to the next key's, one descent of the key index each, and for those that are claimable another
+    # that counts. A key is claimable if its first row is due and free, and no row holds the key: a row that was published
+    # late may lie before one that a worker has. OFFSET 0, or the planner has all of it asked again for each use of `length`.
     def look_at_keys(self, want: KeyWant) -> Statement:
         return Statement(
             self._look_at_keys,
-            {"queue": want.queue, "after": want.after or "", "most": want.limit, "hops": MAX_HOPS},
+            {
+                "queue": want.queue,
+                "after": want.after or "",
+                "most": want.limit,
+                "depth": want.depth,
+                "hops": MAX_HOPS,
+            },
         )
 
     @cached_property
     def _look_at_keys(self) -> str:
-        first = f"""SELECT message.key AS name, message.next_attempt_at AS due,
-                           (message.leased_until IS NULL OR message.leased_until <= statement_timestamp()) AS free
-                    FROM {self.outbox} AS message
-                    WHERE message.queue = :queue AND message.failure_reason IS NULL AND message.key > {{after}}
-                    ORDER BY message.key, message.id
-                    LIMIT 1"""
-
         def lane(after: str) -> str:
             return f"""SELECT first.name, first.due,
-                              first.due <= statement_timestamp() AND first.free AND NOT {self._is_held("first.name")} AS ours
-                       FROM ({first.format(after=after)}) AS first"""
+                              CASE WHEN first.due > statement_timestamp() OR first.leased
+                                     OR {self._is_held("first.name")} THEN 0
+                                   WHEN CAST(:depth AS int) = 1 THEN 1
+                                   ELSE (SELECT CAST(count(*) AS int)
+                                         FROM (SELECT FROM {self.outbox}
+                                               WHERE queue = :queue AND key = first.name AND failure_reason IS NULL
+                                               LIMIT CAST(:depth AS int)) AS run)
+                              END AS length
+                       FROM (SELECT key AS name, next_attempt_at AS due,
+                                    coalesce(leased_until > statement_timestamp(), false) AS leased
+                             FROM {self.outbox}
+                             WHERE queue = :queue AND failure_reason IS NULL AND key > {after}
+                             ORDER BY key, id
+                             LIMIT 1) AS first
+                       OFFSET 0"""
 
-        return f"""WITH RECURSIVE lane (name, due, ours, hop, found) AS (
-                SELECT one.name, one.due, one.ours, 1, CAST(one.ours AS int)
+        return f"""WITH RECURSIVE lane (name, due, length, hop, found) AS (
+                SELECT one.name, one.due, one.length, 1, one.length
                 FROM ({lane("CAST(:after AS text)")}) AS one
                 UNION ALL
-                SELECT one.name, one.due, one.ours, lane.hop + 1, lane.found + CAST(one.ours AS int)
+                SELECT one.name, one.due, one.length, lane.hop + 1, lane.found + one.length
                 FROM lane CROSS JOIN LATERAL ({lane("lane.name")}) AS one
                 WHERE lane.hop < CAST(:hops AS int) AND lane.found < CAST(:most AS int)
             )
-            SELECT array_agg(name ORDER BY hop) FILTER (WHERE ours),
-                   max(name) FILTER (WHERE hop = CAST(:hops AS int) OR found = CAST(:most AS int)),
+            SELECT array_agg(name ORDER BY hop) FILTER (WHERE length > 0),
+                   array_agg(length ORDER BY hop) FILTER (WHERE length > 0),
+                   max(name) FILTER (WHERE hop = CAST(:hops AS int) OR found >= CAST(:most AS int)),
                    CAST(extract(epoch FROM min(due) FILTER (WHERE due > statement_timestamp())
                                            - statement_timestamp()) AS float8)
             FROM lane"""
 
-    def read_keys(self, rows: Sequence[Row]) -> tuple[list[str], str | None, float | None]:
-        ((keys, after, due_in),) = rows
-        return list(keys or ()), after, due_in
+    def read_keys(self, rows: Sequence[Row]) -> KeyLook:
+        ((keys, lengths, after, due_in),) = rows
+        return KeyLook(dict(zip(keys or (), lengths or (), strict=True)), after, due_in)
 
     def _is_held(self, key: str) -> str:
         return f"""EXISTS (SELECT FROM {self.outbox} AS holder
                            WHERE holder.queue = :queue AND holder.held_key = {key}
                              AND (holder.leased_until > statement_timestamp() OR holder.failure_reason IS NOT NULL))"""
 
-    def claim_keys(
-        self, queue: str, keys: Sequence[str], *, run: int, lease: float, token: UUID, suspect: UUID
-    ) -> Statement:
+    def claim_keys(self, queue: str, runs: Mapping[str, int], *, lease: float, token: UUID, suspect: UUID) -> Statement:
         return Statement(
             self._claim_keys,
-            {"queue": queue, "keys": list(keys), "run": run, "lease": lease, "token": token, "suspect": suspect},
+            {
+                "queue": queue,
+                "keys": list(runs),
+                "runs": list(runs.values()),
+                "lease": lease,
+                "token": token,
+                "suspect": suspect,
+            },
         )
 
     # Of each key the rows from the first up to one that is not due or not free. Whoever has changed or locked one of them
-    # since this statement began ends the run before it, or order would be lost: what is skipped is not passed over.
-    # Whether somebody holds the key is asked afterwards, by `rivals`.
+    # since this statement began ends the run before it, or order would be lost: what is skipped is not passed over. A row
+    # that was changed has another ctid when it is locked, if it is locked at all, so it is not joined; see `_claim`.
+    # Only the last row of a run says that the key is held: the others are heap-only-tuple updates, and are settled before
+    # it (`Runs`). Whether somebody else holds the key is asked afterwards, by `rivals`.
     @cached_property
     def _claim_keys(self) -> str:
         free = """next_attempt_at <= statement_timestamp()
                   AND (leased_until IS NULL OR leased_until <= statement_timestamp())"""
         return f"""WITH candidate AS MATERIALIZED (
-                SELECT message.id, lane.name, message.place
-                FROM unnest(CAST(:keys AS text[])) AS lane (name)
+                SELECT message.ctid, lane.number, message.place
+                FROM unnest(CAST(:keys AS text[]), CAST(:runs AS int[])) WITH ORDINALITY AS lane (name, run, number)
                 CROSS JOIN LATERAL (
-                    SELECT id, row_number() OVER (ORDER BY id) AS place, bool_and({free}) OVER (ORDER BY id) AS startable
-                    FROM (SELECT id, next_attempt_at, leased_until
+                    SELECT ctid, row_number() OVER (ORDER BY id) AS place, bool_and({free}) OVER (ORDER BY id) AS startable
+                    FROM (SELECT ctid, id, next_attempt_at, leased_until
                           FROM {self.outbox}
                           WHERE queue = :queue AND key = lane.name AND failure_reason IS NULL
                           ORDER BY id
-                          LIMIT CAST(:run AS int)) AS first
+                          LIMIT lane.run) AS first
                 ) AS message
                 WHERE message.startable
             ), locked AS MATERIALIZED (
-                SELECT id FROM {self.outbox}
-                WHERE id = ANY (ARRAY(SELECT id FROM candidate)) AND failure_reason IS NULL AND {free}
+                SELECT ctid FROM {self.outbox}
+                WHERE ctid = ANY (ARRAY(SELECT ctid FROM candidate)) AND failure_reason IS NULL AND {free}
                 FOR UPDATE SKIP LOCKED
             ), whole AS (
-                SELECT candidate.id,
-                       bool_and(locked.id IS NOT NULL) OVER (PARTITION BY candidate.name ORDER BY candidate.place) AS is_ours
-                FROM candidate LEFT JOIN locked ON locked.id = candidate.id
+                SELECT candidate.ctid, bool_and(locked.ctid IS NOT NULL) OVER line AS ours,
+                       lead(locked.ctid) OVER line IS NULL AS last
+                FROM candidate LEFT JOIN locked ON locked.ctid = candidate.ctid
+                WINDOW line AS (PARTITION BY candidate.number ORDER BY candidate.place)
             )
             UPDATE {self.outbox} AS message
-            SET {_LEASE}, held_key = message.key
-            WHERE message.id = ANY (ARRAY(SELECT id FROM whole WHERE is_ours))
+            SET {_LEASE}, held_key = CASE WHEN whole.last THEN message.key END
+            FROM whole
+            WHERE whole.ours AND message.ctid = whole.ctid
             {_DELIVERY}"""
 
     claims_collide = True

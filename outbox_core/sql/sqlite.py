@@ -5,7 +5,7 @@ Batches travel as JSON. A claim is one UPDATE, so it takes the write lock at onc
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from outbox_core.message import Delivery, NewMessage, read_headers
 from outbox_core.outcome import DeadLetter, Release, Retry
 from outbox_core.schema import Column
 from outbox_core.sql.catalogue import LiveColumn, LiveIndex, compare
-from outbox_core.sql.dialect import ANEW, MAX_HOPS, Dialect, Row, Settlements, Statement, counts, same_envelope
+from outbox_core.sql.dialect import ANEW, MAX_HOPS, Dialect, KeyLook, Row, Settlements, Statement, counts, same_envelope
 from outbox_core.store import Difference, KeyWant, Want
 
 MAX_ROWS = 5_000  # three parameters a row stay below SQLite's 32,766
@@ -158,18 +158,16 @@ class SQLite(Dialect):
             {"queue": want.queue, "after": want.after or "", "most": want.limit, "hops": MAX_HOPS},
         )
 
-    def read_keys(self, rows: Sequence[Row]) -> tuple[list[str], str | None, float | None]:
+    def read_keys(self, rows: Sequence[Row]) -> KeyLook:
         ((keys, after, due_in),) = rows
-        return json.loads(keys), after, due_in
+        return KeyLook(dict.fromkeys(json.loads(keys), 1), after, due_in)
 
     def _is_held(self, key: str) -> str:
         return f"""EXISTS (SELECT 1 FROM {self.outbox} AS holder
                            WHERE holder.queue = :queue AND holder.held_key = {key}
                              AND (holder.leased_until > {NOW} OR holder.failure_reason IS NOT NULL))"""
 
-    def claim_keys(
-        self, queue: str, keys: Sequence[str], *, run: int, lease: float, token: UUID, suspect: UUID
-    ) -> Statement:
+    def claim_keys(self, queue: str, runs: Mapping[str, int], *, lease: float, token: UUID, suspect: UUID) -> Statement:
         first = f"""SELECT message.id, message.next_attempt_at <= {NOW}
                            AND (message.leased_until IS NULL OR message.leased_until <= {NOW}) AS free
                     FROM {self.outbox} AS message
@@ -194,8 +192,8 @@ class SQLite(Dialect):
                 {_DELIVERY}""",
             {
                 "queue": queue,
-                "keys": json.dumps(list(keys)),
-                "run": run,
+                "keys": json.dumps(list(runs)),
+                "run": max(runs.values()),  # they are all alike, as `look_at_keys` counts
                 "lease": lease,
                 "token": token.hex,
                 "suspect": suspect.hex,

@@ -320,21 +320,20 @@ class SqlLink:
 
     async def claim_keyed(self, want: KeyWant, *, lease: float) -> KeyClaim:
         looked = await self._executor.execute(self._dialect.look_at_keys(want))
-        keys, after, due_in = self._dialect.read_keys(looked)
-        deliveries = await self._claim_keys(want, keys, lease) if keys else []
+        lengths, after, due_in = self._dialect.read_keys(looked)
+        deliveries = await self._claim_keys(want.queue, _runs(want, lengths), lease) if lengths else []
         return KeyClaim(deliveries, after, due_in)
 
-    async def _claim_keys(self, want: KeyWant, keys: Sequence[str], lease: float) -> list[Delivery]:
+    async def _claim_keys(self, queue: str, runs: Mapping[str, int], lease: float) -> list[Delivery]:
         token, suspect = uuid4(), uuid4()
-        run = min(want.run, max(1, want.limit // len(keys)))
         rows = await self._executor.execute(
-            self._dialect.claim_keys(want.queue, keys, run=run, lease=lease, token=token, suspect=suspect)
+            self._dialect.claim_keys(queue, runs, lease=lease, token=token, suspect=suspect)
         )
-        place = {key: number for number, key in enumerate(keys)}
+        place = {key: number for number, key in enumerate(runs)}
         deliveries = [self._dialect.read_delivery(row, suspect) for row in rows]
         deliveries.sort(key=lambda delivery: (place[delivery.key or ""], delivery.id))
         if deliveries and self._dialect.claims_collide:
-            return await self._unrivalled(want.queue, deliveries, token, suspect)
+            return await self._unrivalled(queue, deliveries, token, suspect)
         return deliveries
 
     async def _unrivalled(self, queue: str, deliveries: list[Delivery], token: UUID, suspect: UUID) -> list[Delivery]:
@@ -416,6 +415,17 @@ async def begun(executor: Executor, begin: str = "BEGIN IMMEDIATE") -> AsyncIter
     except BaseException:
         await executor.execute(Statement("ROLLBACK", {}))
         raise
+
+
+def _runs(want: KeyWant, lengths: Mapping[str, int]) -> dict[str, int]:
+    """How many messages to claim of each key: as many as were found, and more where they leave room."""
+    room = want.limit - sum(lengths.values())
+    more = max(0, room) // max(1, len(lengths))
+    runs = {key: min(want.run, length + more) for key, length in lengths.items()}
+    if room < 0:  # only the last key can have brought more than was wanted
+        last = [*lengths][-1]
+        runs[last] += room
+    return runs
 
 
 async def _insist(executor: Executor, statement: Statement) -> None:

@@ -34,6 +34,7 @@ def main() -> None:
         print_machine(server)
         bench = Bench(with_driver(database, "asyncpg"), options.rounds)
         drains(bench, options.messages)
+        keys(bench, options.messages)
         publishes(bench, options.messages)
         wake_ups(bench, options.messages, smoke=options.smoke)
         fastapi(bench, options.messages)
@@ -84,6 +85,28 @@ def drains(bench: Bench, messages: int) -> None:
         print(f"  defaults / peer's best:     {ours / found['peer', 'drain', 'best=1']['msg/s']:.1f}x")
         print(f"  best / peer's best:         {best / found['peer', 'drain', 'best=1']['msg/s']:.1f}x")
     print(f"  defaults / raw loop:        {found['ours', 'drain']['msg/s'] / found['raw', 'drain']['msg/s']:.2f}x")
+
+
+def keys(bench: Bench, messages: int) -> None:
+    """With 50,000 blocked messages in front where 20,000 are claimed, and as many keys as a quarter of the messages."""
+    many, blocked = messages // 4, messages * 5 // 2
+    run = ("keys", "drain")
+    unkeyed, few = run, (*run, f"keys={min(50, many)}")
+    behind_one, behind_many = (*few, f"blocked={blocked}"), (*few, f"blocked={blocked}", f"blocked_keys={many}")
+    names = {
+        unkeyed: "without keys",
+        (*run, f"keys={many}"): f"{many:,} keys",
+        few: f"{min(50, many)} keys",
+        (*run, "keys=1"): "1 key",
+        behind_one: f"  {blocked:,} of a blocked key in front",
+        behind_many: f"  {blocked:,} of {many:,} blocked keys",
+    }
+    found = bench.medians(messages, *names)
+    print_table(f"Keys: claim {messages:,} messages, up to 500 at once", {names[run]: found[run] for run in names})
+    for keyed in [run for run in names if run != unkeyed]:
+        base, against = (few, "50 keys") if keyed in (behind_one, behind_many) else (unkeyed, "without keys")
+        ratios = ", ".join(f"{name} {found[keyed][name] / found[base][name]:.2f}x" for name in found[base])
+        print(f"  {names[keyed].strip()} / {against}: {ratios}")
 
 
 def publishes(bench: Bench, messages: int) -> None:

@@ -51,6 +51,35 @@ async def test_what_was_published_late_waits_for_what_is_leased(waking_outbox: O
     assert bodies(await claim_keyed(link)) == ["a1"]
 
 
+async def test_what_was_published_late_waits_for_all_that_one_claim_has_of_its_key(waking_outbox: Outbox) -> None:
+    outbox, link, other = waking_outbox, await waking_outbox.link(), await waking_outbox.link()
+    async with outbox.transaction() as late:
+        await outbox.store.insert([compose("a1", "orders", key="a")], late)
+        await publish(outbox, "a2", "a3", "a4")
+        claimed = await claim_keyed(link)
+
+    assert bodies(claimed) == ["a2", "a3", "a4"]
+    for delivery in claimed:
+        assert await claim_keyed(other) == []
+        await settle(link, delivery, Ack())
+    assert bodies(await claim_keyed(other)) == ["a1"]
+
+
+async def test_more_messages_of_fewer_keys_are_claimed_where_that_is_asked_for(outbox: Outbox) -> None:
+    link = await outbox.link()
+    await publish(outbox, "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3")
+
+    claim = await link.claim_keyed(KeyWant("orders", 6, 10, keys=2), lease=30)
+    rest = await link.claim_keyed(KeyWant("orders", 6, 10, claim.after, keys=2), lease=30)
+
+    assert len(claim.deliveries) <= 6
+    assert len({delivery.key for delivery in claim.deliveries}) >= 2
+    for key in "abc":
+        of_key = [body for body in bodies(claim.deliveries) + bodies(rest.deliveries) if body[0] == key]
+        assert of_key == [f"{key}{number}" for number in range(1, len(of_key) + 1)]
+    assert {delivery.key for delivery in [*claim.deliveries, *rest.deliveries]} == {"a", "b", "c"}
+
+
 async def test_keys_are_of_a_queue(outbox: Outbox) -> None:
     one, two = await outbox.link(), await outbox.link()
     await publish(outbox, "a1")

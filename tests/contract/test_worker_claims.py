@@ -8,6 +8,7 @@ from time import monotonic
 import pytest
 
 from outbox_core.envelope import compose
+from outbox_core.events import Claimed, Event
 from outbox_core.message import Delivery
 from outbox_core.retry import ConstantRetry
 from outbox_core.worker import Worker
@@ -173,3 +174,25 @@ async def test_a_new_priority_is_found_while_the_worker_runs(outbox: Outbox, wor
     await outbox.publish(compose("b", "orders", priority=-7))
 
     await until(lambda: sorted(log.bodies) == ["a", "b"])
+
+
+async def test_one_message_behind_ten_thousand_of_another_queue_is_handled_within_two_claims(
+    outbox: Outbox, work: Work
+) -> None:
+    claims: list[Event] = []
+    claims_before: list[int] = []
+
+    async def handle(delivery: Delivery) -> None:
+        if delivery.queue == "quiet":
+            claims_before.append(len(claims))
+
+    def count(event: Event) -> None:
+        if isinstance(event, Claimed):
+            claims.append(event)
+
+    await outbox.publish(*(compose(str(number), "hot") for number in range(10_000)))
+    await outbox.publish(compose("one", "quiet"))
+    await work(consumer(handle, queues=("hot", "quiet")), observers=[count])
+    await until(lambda: claims_before)
+
+    assert claims_before[0] <= 2

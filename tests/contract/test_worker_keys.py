@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 from outbox_core.envelope import compose
 from outbox_core.message import Delivery
@@ -226,3 +227,31 @@ async def test_messages_without_a_key_are_not_held_up_by_those_with_one(outbox: 
     gate.set()
     await until(lambda: len(handled) == 70)
     assert handled[20:] == [f"a{number}" for number in range(50)]
+
+
+async def test_what_was_published_late_waits_for_a_handler_that_a_stopping_worker_waits_for(
+    waking_outbox: Outbox, work_waking: Work
+) -> None:
+    outbox, other = waking_outbox, await waking_outbox.link()
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handle(delivery: Delivery) -> None:
+        started.set()
+        await go_on.wait()
+
+    async def leased(count: int) -> bool:
+        return (await outbox.store.stats())["orders"].leased == count
+
+    async with outbox.transaction() as late:
+        await outbox.store.insert([compose("a1", "orders", key="a")], late)
+        await publish(outbox, "a2", "a3", "a4", "a5")
+        worker = await work_waking(consumer(handle, prefetch=4))
+        await until(started.is_set)
+        await until(partial(leased, 4))
+    stopping = asyncio.create_task(worker.stop(timeout=10))
+    await until(partial(leased, 2))
+
+    assert await claim_keyed(other) == []
+    go_on.set()
+    await stopping
+    assert bodies(await claim_keyed(other)) == ["a1", "a3", "a4", "a5"]

@@ -18,7 +18,7 @@ from outbox_core.schema import Tables
 from outbox_core.sql.dialect import Settlements, Statement
 from outbox_core.sql.postgresql import PostgreSQL
 from outbox_core.sql.sqlite import SQLite
-from outbox_core.store import Band, Settlement, Want
+from outbox_core.store import Band, KeyWant, Settlement, Want
 from outbox_sqlalchemy import make_inbox_table, make_outbox_tables
 from tests.databases import plain, postgres_database
 
@@ -161,6 +161,62 @@ def test_claiming_and_extending_leave_every_index_alone(backlog: psycopg.Connect
     ).fetchone() or (0, 0)
     assert updated == 500
     assert hot == 500
+
+
+@pytest.fixture
+def keyed(database: URL) -> Iterator[psycopg.Connection[Any]]:
+    """20,000 messages of a key that waits for a retry, and behind them 400 of 100 keys, in turn; analyzed while empty."""
+    metadata = MetaData()
+    make_outbox_tables(metadata)
+    engine = create_engine(database.set(drivername="postgresql+psycopg"))
+    metadata.create_all(engine)
+    engine.dispose()
+    with psycopg.connect(plain(database), autocommit=True) as connection:
+        connection.execute("ALTER TABLE outbox SET (autovacuum_enabled = off)")
+        connection.execute("ANALYZE outbox")
+        connection.execute(
+            """INSERT INTO outbox (message_id, queue, key, payload, next_attempt_at)
+               SELECT gen_random_uuid(), 'orders', CASE WHEN n <= 20000 THEN 'blocked' ELSE 'key-' || n % 100 END, 'x',
+                      now() + CASE WHEN n = 1 THEN interval '1 hour' ELSE interval '-1 hour' END
+               FROM generate_series(1, 20400) AS n"""
+        )
+        for statement in DIALECT.setup():
+            connection.execute(statement.text)  # type: ignore[call-overload]  # our own SQL
+        yield connection
+
+
+def test_a_look_at_keys_reads_no_more_of_a_key_than_it_may_claim(keyed: psycopg.Connection[Any]) -> None:
+    nodes = explain(keyed, DIALECT.look_at_keys(KeyWant("orders", 500, 100, keys=50)), analyze=True)
+
+    assert indexes(nodes) == {"outbox_key_idx", "outbox_held_idx"}
+    assert kinds(nodes).isdisjoint({"Seq Scan", "Sort"})
+    assert max(node["Actual Rows"] for node in nodes if node["Node Type"] == "Index Scan") <= 8
+    probes = [node for node in nodes if node.get("Index Name") == "outbox_held_idx"]
+    assert sum(node["Actual Loops"] for node in probes) == 100  # none of the key that waits, and one each of the others
+
+
+def test_a_claim_of_keys_finds_each_row_by_its_key_once(keyed: psycopg.Connection[Any]) -> None:
+    runs = {f"key-{number}": 4 for number in range(100)}
+    claim = DIALECT.claim_keys("orders", runs, lease=30.0, token=uuid4(), suspect=uuid4())
+
+    nodes = explain(keyed, claim, analyze=True)
+
+    assert indexes(nodes) == {"outbox_key_idx"}
+    assert "Seq Scan" not in kinds(nodes)
+    assert {node["Actual Loops"] for node in nodes if node.get("Index Name") == "outbox_key_idx"} == {100}
+    assert max(node["Actual Rows"] for node in nodes) == 400
+
+
+def test_a_claim_of_keys_leaves_the_indexes_alone_but_for_the_last_of_each_run(keyed: psycopg.Connection[Any]) -> None:
+    runs = {f"key-{number}": 4 for number in range(20)}  # so few that all pages have room for them
+    keyed.execute("SELECT pg_stat_force_next_flush()")
+    keyed.execute("SELECT pg_stat_reset_single_table_counters('outbox'::regclass)")
+
+    run(keyed, DIALECT.claim_keys("orders", runs, lease=30.0, token=uuid4(), suspect=uuid4()))
+
+    keyed.execute("SELECT pg_stat_force_next_flush()")
+    counted = keyed.execute("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'outbox'")
+    assert counted.fetchone() == (80, 60)
 
 
 def test_an_inbox_is_purged_by_its_index(database: URL) -> None:
