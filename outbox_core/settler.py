@@ -192,12 +192,17 @@ class Settler:
         return [delivery for delivery in deliveries if delivery in self._held and delivery not in self._outcomes]
 
     def parting(self, begun: Iterable[Delivery]) -> list[Settlement]:
-        """What can be said of the rest if the process ends now with its loop blocked in one of *begun*; from any thread."""
+        """What can be said of the rest if the process ends now with its loop blocked in one of *begun*; from any thread.
+
+        What waits behind one of them in its key waits on: the table may know by it that somebody has the key.
+        """
         outcomes, running = self._outcomes.copy(), set(begun)
+        held = {delivery.line for delivery in running} - {None}
         return [
             Settlement(delivery, outcomes.get(delivery) or Release())
             for delivery in self.leases()
-            if delivery in outcomes or (delivery not in running and delivery.completion is None)
+            if delivery in outcomes
+            or not (delivery in running or delivery.line in held or delivery.completion is not None)
         ]
 
     def hurry(self) -> None:

@@ -28,7 +28,7 @@ def trial(dialect: Dialect) -> Iterator[Statement]:
     yield dialect.survey([NOWHERE])
     yield dialect.claim([Want(Band(NOWHERE), 1)], total=1, lease=LEASE, token=token, suspect=suspect)
     yield dialect.look_at_keys(KeyWant(NOWHERE, limit=1, run=1))
-    yield dialect.claim_keys(NOWHERE, [NO_KEY], run=1, lease=LEASE, token=token, suspect=suspect)
+    yield dialect.claim_keys(NOWHERE, {NO_KEY: 1}, lease=LEASE, token=token, suspect=suspect)
     if dialect.claims_collide:
         yield dialect.rivals(NOWHERE, [NO_KEY], token=token, suspect=suspect)
     nothing = _nothing(token)

@@ -16,6 +16,7 @@ from outbox_core.events import Event, LoopBlocked, LoopFreed
 from outbox_core.memory import MemoryStore
 from outbox_core.message import Delivery
 from outbox_core.outcome import Ack, Release
+from outbox_core.store import KeyWant
 from outbox_core.watchdog import is_debugged
 from outbox_core.worker import Worker
 from tests.contract.harness import claim, consumer, until
@@ -129,6 +130,16 @@ async def test_before_the_end_outcomes_are_written_and_what_has_not_begun_is_giv
         (done.id, Ack()),
         (waiting.id, Release()),
     ]
+
+
+async def test_before_the_end_what_waits_behind_the_stuck_one_in_its_key_is_kept(worker: Worker) -> None:
+    await worker.store.insert([compose(body, "orders", key="a") for body in ("stuck", "behind")], None)
+    await worker.store.insert([compose("other", "orders", key="b")], None)
+    link = await worker.store.connect()
+    stuck, behind, other = (await link.claim_keyed(KeyWant("orders", limit=10, run=10), lease=10.0)).deliveries
+    worker._settler.hold([stuck, behind, other], lease=10.0, since=time.monotonic())
+
+    assert [one.delivery.id for one in worker._settler.parting([stuck])] == [other.id]
 
 
 @pytest.mark.parametrize(
