@@ -105,7 +105,7 @@ def test_random_kills_of_a_fleet_repeat_no_more_than_was_in_flight(fleet: Fleet,
 def test_a_publisher_killed_before_its_commit_leaves_nothing(fleet: Fleet, outbox: Outbox) -> None:
     fleet.start()
     fleet.started()
-    publisher = fleet.run("tests.crash.publisher", url=outbox.url.render_as_string(hide_password=False))
+    publisher = fleet.run("tests.crash.publisher", url=outbox.dsn)
     until(lambda: "inserted" in publisher.logged(), 15, "the publisher has inserted")
 
     publisher.kill()
