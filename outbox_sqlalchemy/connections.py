@@ -39,6 +39,8 @@ class OwnConnection:
                 dbapi, pooled = raw.dbapi_connection, bool(raw.info.get(POOLED))
                 await connection.run_sync(_detach)
             except BaseException:
+                # Only closing it would give it back to a pool, and that of a worker's connection is disposed of by nobody.
+                await asyncio.gather(connection.invalidate(), return_exceptions=True)
                 await connection.close()
                 raise
         return cls(connection, dbapi, pooled=pooled)

@@ -3,7 +3,9 @@
     begin 4711.1 17 1 4711 8.25     run, message, the delivery it was told it is, process, moment
     end 4711.1 8.26                 the handler did what it was to do
     fail 4711.1 8.26                it raised instead
+    ask 4711 8.22                   it claims, whatever there is
     claim 17 4711 8.24
+    answer 4711 8.24                it knows, and has written down, what it has claimed
     publish 17 8.23                 its transaction is committed
 
 One write for each line on a file that is opened to append: it outlives a killed process and a stopped PostgreSQL, and
@@ -49,6 +51,14 @@ class Claim:
     moment: float
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One statement that claims, before it is sent."""
+
+    pid: int
+    moment: float
+
+
 class Ledger:
     """One process's view of the file."""
 
@@ -59,6 +69,8 @@ class Ledger:
         self._rest = b""
         self._runs: dict[str, Run] = {}
         self._claims: list[Claim] = []
+        self._asks: list[Ask] = []
+        self._asking: set[int] = set()
         self._published: dict[int, float] = {}
 
     def close(self) -> None:
@@ -77,9 +89,13 @@ class Ledger:
     def fail(self, run: str) -> None:
         self._write(f"fail {run} {monotonic()}\n")
 
-    def claim(self, messages: Iterable[int]) -> None:
-        now = monotonic()
-        self._write("".join(f"claim {message} {os.getpid()} {now}\n" for message in messages))
+    def ask(self) -> None:
+        self._write(f"ask {os.getpid()} {monotonic()}\n")
+
+    def answer(self, messages: Iterable[int]) -> None:
+        """The messages that were claimed by what was asked last."""
+        now, pid = monotonic(), os.getpid()
+        self._write("".join(f"claim {message} {pid} {now}\n" for message in messages) + f"answer {pid} {now}\n")
 
     def publish(self, *messages: int) -> None:
         now = monotonic()
@@ -93,6 +109,15 @@ class Ledger:
     def claims(self) -> list[Claim]:
         self._catch_up()
         return self._claims
+
+    def asks(self) -> list[Ask]:
+        self._catch_up()
+        return self._asks
+
+    def asking(self) -> set[int]:
+        """The processes that have not written down yet what their last claim got, and never will if they are dead."""
+        self._catch_up()
+        return self._asking
 
     def published(self) -> dict[int, float]:
         """When the publisher knew that it had committed them."""
@@ -132,5 +157,10 @@ class Ledger:
                 self._runs[run] = replace(self._runs[run], failed=float(moment))
             case "claim", (message, pid, moment):
                 self._claims.append(Claim(int(message), int(pid), float(moment)))
+            case "ask", (pid, moment):
+                self._asks.append(Ask(int(pid), float(moment)))
+                self._asking.add(int(pid))
+            case "answer", (pid, _):
+                self._asking.discard(int(pid))
             case "publish", (message, moment):
                 self._published[int(message)] = float(moment)

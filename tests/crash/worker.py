@@ -113,18 +113,20 @@ class WatchedLink:
         return getattr(self._link, name)
 
     async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
+        self._ledger.ask()
         deliveries = await self._link.claim(wants, total=total, lease=lease)
         self._claimed(deliveries)
         return deliveries
 
     async def claim_keyed(self, want: KeyWant, *, lease: float) -> KeyClaim:
+        self._ledger.ask()
         claim = await self._link.claim_keyed(want, lease=lease)
         self._claimed(claim.deliveries)
         return claim
 
     def _claimed(self, deliveries: Sequence[Delivery]) -> None:
+        self._ledger.answer(number_in(delivery.payload) for delivery in deliveries)
         if deliveries:
-            self._ledger.claim(number_in(delivery.payload) for delivery in deliveries)
             self._fate.meets("claimed")
 
     async def begin(self, delivery: Delivery) -> bool:

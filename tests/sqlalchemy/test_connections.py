@@ -5,11 +5,12 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.pool import NullPool
 
 from outbox_sqlalchemy import OutboxBroker
+from outbox_sqlalchemy.connections import OwnConnection
 from tests.databases import execute, postgres_database
 from tests.places import Place, until
 
@@ -284,3 +285,16 @@ async def test_the_workers_connections_go_to_the_engines_database(fresh_postgres
         await elsewhere.close()
 
     assert len(fresh_postgres.rows()) == 1
+
+
+async def test_a_connection_that_cannot_be_made_a_workers_own_is_closed(postgres: Place) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("not in autocommit")
+
+    engine = named_engine(postgres)
+    event.listen(engine.sync_engine, "set_connection_execution_options", refuse)
+
+    with pytest.raises(RuntimeError):
+        await OwnConnection.open(engine)
+
+    await until(lambda: connections(postgres), 0)

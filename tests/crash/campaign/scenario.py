@@ -21,7 +21,8 @@ class Limits:
     from the death of a worker to the next claim of what it held. `recovery`: seconds without the begin of a handler
     after a strike, while there is something to do. `dead`: exactly so many dead letters, all of them poison. `effects`:
     rows that transactional handlers have written beyond one, or not at all. `wait`: seconds that half of the messages of
-    the last shop wait at most. `warnings`: exactly so many lines about wake-ups for each worker.
+    the last shop wait at most, and `claims` how often one process may claim before one of them is taken. `needless`:
+    duplicates of a run that did not end with its process. `warnings`: exactly so many lines about wake-ups for each worker.
     """
 
     lost: int = 0
@@ -37,7 +38,9 @@ class Limits:
     redelivery: float | None = 12.0
     recovery: float | None = 5.0
     dead: int = 0
+    needless: int | None = None
     wait: float | None = None
+    claims: int | None = None
     warnings: int | None = None
 
 

@@ -20,7 +20,16 @@ KILL9 = Scenario(
     short=replace(SHORT, strikes=3),
     strike=strikes.kill_one,
     handling=HANDLING,
-    limits=Limits(each=5),
+    limits=Limits(each=5, needless=0),
+)
+
+KILL9_MANY = replace(
+    KILL9,
+    name="kill9-many",
+    story="kill -9 of a random worker each second, which runs ten handlers at once",
+    handling={"seconds": 0.05},
+    options={"max_workers": 10},
+    limits=Limits(duplicates=None, needless=0),  # what was in flight at a kill, and nothing else
 )
 
 POINTS = Scenario(
@@ -30,7 +39,7 @@ POINTS = Scenario(
     short=replace(SHORT, orders=900, rate=90.0, strikes=7, workers=3),
     handling={**HANDLING, "slow": tuple(range(20, 20_000, 100)), "slow_leases": 0.4},
     mortal=("extended", "claimed", "begun", "running", "handled", "settling", "settled"),
-    limits=Limits(each=5, redelivery=4.0),
+    limits=Limits(each=5, needless=0, redelivery=4.0),
 )
 
 SIGTERM = Scenario(
@@ -208,12 +217,12 @@ RETRIES = Scenario(
 
 HOT = Scenario(
     name="hot",
-    story="a queue with 10,000 messages beside a quiet one",
-    full=replace(FULL, orders=10_000, rate=5_000.0),
+    story="a queue of 14,000 messages, published as fast as can be, beside a quiet one",
+    full=replace(FULL, orders=14_000, rate=5_000.0),
     short=replace(SHORT, orders=1_000, rate=5_000.0),
     handling={"seconds": 0.02, "queues": ("hot", "quiet")},
     shops=({"queue": "hot"}, {"queue": "quiet", "first": 1_000_000, "share": 0.01, "rate": 4.0}),
-    limits=Limits(wait=0.1),
+    limits=Limits(wait=0.1, claims=2),
 )
 
 UPGRADE = replace(
@@ -274,8 +283,8 @@ def keyed(scenario: Scenario) -> Scenario:
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
-        STEADY,
         KILL9,
+        KILL9_MANY,
         POINTS,
         SIGTERM,
         TERMINATE,
@@ -289,8 +298,6 @@ SCENARIOS: dict[str, Scenario] = {
         READ_ONLY,
         CONNECTIONS,
         MIGRATION,
-        IDLE,
-        SERIALIZABLE,
         POISON_EXIT,
         POISON_HANG,
         POISON_BYTES,
@@ -298,14 +305,23 @@ SCENARIOS: dict[str, Scenario] = {
         HOT,
         UPGRADE,
         POOLER,
-        transactional(KILL9),
-        transactional(TERMINATE),
-        transactional(RESTART),
-        transactional(ANSWERS),
-        transactional(SERIALIZABLE),
         KEYS,
         keyed(KILL9),
         keyed(TERMINATE),
         BLOCKED_KEY,
+        transactional(KILL9),
+        transactional(POINTS),
+        transactional(TERMINATE),
+        transactional(RESTART),
+        transactional(CRASH),
+        transactional(FREEZE),
+        transactional(ANSWERS),
+        transactional(SILENCE),
+        transactional(CONNECTIONS),
+        transactional(MIGRATION),
+        transactional(SERIALIZABLE),
+        STEADY,
+        IDLE,
+        SERIALIZABLE,
     )
 }

@@ -1,5 +1,6 @@
 """What a run has shown, and what its limits say to that."""
 
+from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from statistics import median
 
 from sqlalchemy import func, select
 
+from outbox_core.options import ConsumerOptions
 from tests.crash.campaign.site import Site
 from tests.crash.ledger import Run
 from tests.crash.shop import EFFECTS, ORDERS
@@ -20,8 +22,10 @@ PATIENT = 3.0  # times as much time has a short run, on a machine that does othe
 class Verdict:
     """The figures of one run. Moments and lengths are seconds; `broken`: what was beyond a limit, in words.
 
-    `repeated`: handlings that came to their end beyond one. `at_once`: runs that began while a live worker ran the same
-    message. `innocents`: dead letters that were no poison, or died of another reason. `idle`: strikes that proved nothing.
+    `repeated`: handlings that came to their end beyond one. `needless`: the duplicates whose earlier run did not end with
+    its process. `claims`: how often one process claimed at most until a message of the last shop was taken. `at_once`: runs
+    that began while a live worker ran the same message. `innocents`: dead letters that were no poison, or died of another
+    reason. `idle`: strikes that proved nothing.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Verdict:
     phantoms: int
     duplicates: int
     repeated: int
+    needless: int
     at_once: int
     redelivery: float | None
     recovery: float | None
@@ -41,6 +46,7 @@ class Verdict:
     innocents: int
     effects: int | None
     wait: float | None
+    claims: int
     warnings: tuple[int, ...]
     idle: int
     seconds: float
@@ -61,6 +67,7 @@ def judge(site: Site, *, stuck: set[int], seconds: float, short: bool) -> Verdic
         phantoms=len((evidence.seen | dead.keys() | stuck) - ordered),
         duplicates=evidence.duplicates(),
         repeated=evidence.repeated(),
+        needless=evidence.needless(),
         at_once=evidence.at_once(),
         redelivery=evidence.redelivery(),
         recovery=evidence.recovery(),
@@ -70,6 +77,7 @@ def judge(site: Site, *, stuck: set[int], seconds: float, short: bool) -> Verdic
         innocents=sum(scenario.poison.get(number) != reason for number, reason in dead.items()),
         effects=evidence.effects(dead) if scenario.transactional else None,
         wait=evidence.wait(scenario.shops[-1].get("first", 0)),
+        claims=evidence.claims(scenario.shops[-1].get("first", 0)),
         warnings=tuple(worker.logged().count("no wake-ups") for worker in site.fleet.workers if worker.started()),
         idle=evidence.idle_strikes(),
         seconds=seconds,
@@ -81,7 +89,7 @@ def _broken(site: Site, verdict: Verdict, patience: float) -> Iterable[str]:
     limits = site.scenario.limits
     most: dict[str, float | None] = {
         name: getattr(limits, name)
-        for name in ("lost", "stuck", "phantoms", "gave_up", "innocents", "violations", "at_once")
+        for name in ("lost", "stuck", "phantoms", "gave_up", "innocents", "violations", "at_once", "needless", "claims")
     }
     if limits.duplicates is not None:
         most["duplicates"] = limits.duplicates + limits.each * verdict.strikes
@@ -126,16 +134,25 @@ class _Evidence:
         counts = Counter(run.message for run in self._runs if run.ended is not None)
         return sum(count - 1 for count in counts.values())
 
+    def needless(self) -> int:
+        """Duplicates of what nobody died of."""
+        runs = self._by_message()
+        return sum(first.pid not in self._died for each in runs.values() for first, _ in pairwise(each))
+
     def effects(self, dead: Iterable[int]) -> int:
         """Rows beyond one, or missing, of the messages that are not dead."""
         alive = self.ordered - set(dead)
         return sum(abs(self._effects.get(number, 0) - 1) for number in alive)
 
     def at_once(self) -> int:
+        return sum(self._overlaps(runs) for runs in self._by_message().values() if len(runs) > 1)
+
+    def _by_message(self) -> dict[int, list[Run]]:
+        """The runs of each in the order of their begin."""
         by_message: dict[int, list[Run]] = defaultdict(list)
         for run in self._runs:
             by_message[run.message].append(run)
-        return sum(self._overlaps(runs) for runs in by_message.values() if len(runs) > 1)
+        return by_message
 
     def _overlaps(self, runs: Sequence[Run]) -> int:
         return sum(second.begun < self._over(first) for first, second in pairwise(runs))
@@ -146,17 +163,32 @@ class _Evidence:
         return self._died.get(run.pid, inf) if over is None else over
 
     def redelivery(self) -> float | None:
-        """The longest time from the death of a worker to the next claim of a message that it held."""
+        """The longest time from the death of a worker to the next claim of a message that it held.
+
+        A worker may have died of its claim before it could write that down, so what counts is the last death that the
+        message may have suffered.
+        """
         claims = defaultdict(list)
         for claim in self._site.fleet.ledger.claims():
             claims[claim.message].append(claim)
-        waits = [
-            later.moment - self._died[first.pid]
-            for each in claims.values()
-            for first, later in pairwise(each)
-            if first.moment < self._died.get(first.pid, inf) < later.moment
-        ]
+        unseen = self._unseen_deaths()
+        waits = []
+        for each in claims.values():
+            for first, later in pairwise(each):
+                died = self._died.get(first.pid, inf)
+                if first.moment < died < later.moment:
+                    again = [death for death in unseen if died + self._kept() < death < later.moment]
+                    waits.append(later.moment - max([died, *again]))
         return max(waits, default=None)
+
+    def _unseen_deaths(self) -> list[float]:
+        """Of workers that had asked for messages, and nobody knows what they got."""
+        asking = self._site.fleet.ledger.asking()
+        return [death for pid, death in self._died.items() if pid in asking]
+
+    def _kept(self) -> float:
+        """Seconds after a death in which nobody can have got what it held: leases are extended after a third at most."""
+        return (self._site.size.lease or ConsumerOptions.lease_ttl_seconds) / 2
 
     def recovery(self) -> float | None:
         """The longest time without the begin of a handler after a strike, while the shops were open."""
@@ -206,3 +238,18 @@ class _Evidence:
         published = self._site.fleet.ledger.published()
         waits = [begun[number] - moment for number, moment in published.items() if number >= first and number in begun]
         return median(waits) if waits else None
+
+    def claims(self, first: int) -> int:
+        """How often one process asked at most, from the commit of a message of the last shop until somebody had it."""
+        asks: dict[int, list[float]] = defaultdict(list)
+        for ask in self._site.fleet.ledger.asks():
+            asks[ask.pid].append(ask.moment)
+        taken: dict[int, float] = {}
+        for claim in self._site.fleet.ledger.claims():
+            taken.setdefault(claim.message, claim.moment)
+        published = self._site.fleet.ledger.published()
+        spans = [(moment, taken[number]) for number, moment in published.items() if number >= first and number in taken]
+        return max(
+            (bisect(moments, end) - bisect(moments, begin) for begin, end in spans for moments in asks.values()),
+            default=0,
+        )
