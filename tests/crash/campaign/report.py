@@ -15,6 +15,7 @@ _COLUMNS = (
     "gave up",
     "order",
     "dead",
+    "took",
     "verdict",
 )
 HEAD = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
@@ -36,6 +37,7 @@ def line(verdict: Verdict) -> str:
         verdict.gave_up,
         verdict.violations,
         verdict.dead,
+        f"{verdict.seconds:.0f}",
         ("BROKEN" if verdict.broken else "kept") + wait,
     )
     return f"| {' | '.join(map(str, cells))} |"

@@ -94,8 +94,8 @@ class Site:
         return worker
 
     def victim(self) -> Worker:
-        """One of those that consume; a process that is still being born is not worth a strike."""
-        while not (consuming := [worker for worker in self.crew if worker.started()]):
+        """One of those that consume, when half of the crew do: on a busy machine nobody would live to do anything else."""
+        while len(consuming := [worker for worker in self.crew if worker.started()]) < self.size.workers / 2:
             self.rest(LOOK)
         return self.random.choice(consuming)
 
