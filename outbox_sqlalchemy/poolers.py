@@ -18,8 +18,21 @@ def look_out(pool: Pool) -> None:
 
 def _look(dbapi: Any, record: Any) -> None:
     look = _LOOKS.get(type(dbapi.driver_connection).__module__.partition(".")[0])
-    if look is not None:
+    if look is None:
+        return
+    try:
         record.info[POOLED] = look(dbapi)
+    except BaseException:
+        _abort(dbapi)  # SQLAlchemy 2.0.40 forgets a connection on which a listener has failed
+        raise
+
+
+def _abort(dbapi: Any) -> None:
+    """Close it without a word to the server."""
+    if hasattr(dbapi.driver_connection, "terminate"):  # asyncpg's
+        dbapi.driver_connection.terminate()
+    else:
+        dbapi.close()
 
 
 def _look_through_asyncpg(dbapi: Any) -> bool:

@@ -1,6 +1,7 @@
 """What a worker costs the application and the server: three connections of its own, and nothing of the pool."""
 
 import asyncio
+import gc
 from collections import Counter
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.pool import NullPool
 
+from outbox_core.errors import DatabaseUnavailable
 from outbox_sqlalchemy import OutboxBroker
 from outbox_sqlalchemy.connections import OwnConnection
 from tests.databases import execute, postgres_database
@@ -298,3 +300,24 @@ async def test_a_connection_that_cannot_be_made_a_workers_own_is_closed(postgres
         await OwnConnection.open(engine)
 
     await until(lambda: connections(postgres), 0)
+
+
+async def test_a_connection_that_does_not_answer_what_process_it_has_is_closed(fresh_postgres: Place) -> None:
+    """As one does that is cut while it is looked at, but each time: the function of that name is another one."""
+    for statement in (
+        "CREATE SCHEMA first",
+        """CREATE FUNCTION first.pg_backend_pid() RETURNS integer LANGUAGE plpgsql
+           AS $$ BEGIN RAISE 'nobody knows' USING ERRCODE = 'admin_shutdown'; END $$""",
+        f"ALTER DATABASE {fresh_postgres.url.database} SET search_path = first, pg_catalog, public",
+    ):
+        fresh_postgres.run(statement)
+    broker = OutboxBroker(named_engine(fresh_postgres), outbox_table=fresh_postgres.tables, logger=None)
+
+    @broker.subscriber("orders")
+    async def handle(body: str) -> None: ...
+
+    with pytest.raises(DatabaseUnavailable, match="nobody knows"):
+        await broker.start()
+
+    await until(lambda: connections(fresh_postgres), 0)
+    gc.collect()
