@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from outbox_core.options import ConsumerOptions
+
 if TYPE_CHECKING:
     from tests.crash.campaign.site import Site
 
@@ -17,12 +19,12 @@ Strike: TypeAlias = Callable[["Site"], None]
 class Limits:
     """The most that a run may show. None: not limited.
 
-    `duplicates`: handler runs beyond those that were ordered, and `each` more for every strike. `redelivery`: seconds
-    from the death of a worker to the next claim of what it held. `recovery`: seconds without the begin of a handler
-    after a strike, while there is something to do. `dead`: exactly so many dead letters, all of them poison. `effects`:
-    rows that transactional handlers have written beyond one, or not at all. `wait`: seconds that half of the messages of
-    the last shop wait at most, and `claims` how often one process may claim before one of them is taken. `needless`:
-    duplicates of a run that did not end with its process. `warnings`: exactly so many lines about wake-ups for each worker.
+    `duplicates`: handler runs beyond those that were ordered, and `each` more for every strike. `needless`: duplicates of a
+    run that did not end with its process. `late`: seconds beyond the lease from the death of a worker to the next claim of
+    what it held. `recovery`: seconds without the begin of a handler after a strike, while there is something to do. `dead`:
+    exactly so many dead letters, all of them poison. `effects`: rows that transactional handlers have written beyond one,
+    or not at all. `wait`: seconds that half of the messages of the last shop wait at most, and `claims` how often one
+    process may claim before one of them is taken. `warnings`: exactly so many lines about wake-ups for each worker.
     """
 
     lost: int = 0
@@ -35,7 +37,7 @@ class Limits:
     at_once: int | None = 0
     duplicates: int | None = 0
     each: int = 0
-    redelivery: float | None = 12.0
+    late: float | None = 2.0
     recovery: float | None = 5.0
     dead: int = 0
     needless: int | None = None
@@ -48,7 +50,7 @@ class Limits:
 class Size:
     """How much of it. `orders`: of the first shop's; `strikes`: how many, `every` so many seconds, each `lasting` so long.
 
-    `lease`: seconds; None for the default. `patience`: seconds without any progress after which a run is over.
+    `lease`: seconds. `patience`: seconds without any progress after which a run is over.
     """
 
     orders: int
@@ -57,7 +59,7 @@ class Size:
     strikes: int = 0
     every: float = 1.0
     lasting: float = 0.0
-    lease: float | None = None
+    lease: float = ConsumerOptions.lease_ttl_seconds
     patience: float = 60.0
 
 
@@ -68,7 +70,7 @@ class Scenario:
     `handling`: orders of the workers. `shops`: further orders of the shop and of others beside it. `mortal`: points at which
     one worker after the other kills itself, instead of being struck. `settings`: of the database, for every session that
     does not say otherwise. `way`: what lies between the workers and PostgreSQL. `poison`: numbers that shall die,
-    and of which reason.
+    and of which reason. `upgrades`: it begins with the packages and the tables of an earlier version.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Scenario:
     settings: Mapping[str, str] = field(default_factory=dict)
     way: str = "direct"  # direct, proxy or pooler
     poison: Mapping[int, str] = field(default_factory=dict)
+    upgrades: bool = False
 
     @property
     def transactional(self) -> bool:

@@ -9,7 +9,7 @@ FULL = Size(orders=20_000, rate=333.0, workers=4)
 SHORT = Size(orders=500, rate=125.0, workers=2, lease=2.0, patience=30.0)
 HANDLING = {"seconds": 0.005}
 
-OUTAGE = Limits(duplicates=20, redelivery=None)
+OUTAGE = Limits(duplicates=20, late=None)
 
 STEADY = Scenario(name="steady", story="no fault", full=FULL, short=SHORT, handling=HANDLING)
 
@@ -39,7 +39,7 @@ POINTS = Scenario(
     short=replace(SHORT, orders=900, rate=90.0, strikes=7, workers=3),
     handling={**HANDLING, "slow": tuple(range(20, 20_000, 100)), "slow_leases": 0.4},
     mortal=("extended", "claimed", "begun", "running", "handled", "settling", "settled"),
-    limits=Limits(each=5, needless=0, redelivery=4.0),
+    limits=Limits(each=5, needless=0),
 )
 
 SIGTERM = Scenario(
@@ -228,16 +228,26 @@ HOT = Scenario(
 UPGRADE = replace(
     SIGTERM,
     name="upgrade",
+    story="workers of the version before held_key; today's refuse its table, it is migrated, and they are replaced",
+    full=replace(FULL, strikes=4, every=10.0),
+    short=replace(SHORT, orders=1_500, strikes=2),
+    strike=strikes.upgrade,
+    upgrades=True,
+)
+
+GO_BACK = replace(
+    SIGTERM,
+    name="go-back",
     story="a later version's column appears, and the workers of today are replaced one by one",
     full=replace(FULL, strikes=12, every=4.0),
-    strike=strikes.upgrade,
+    strike=strikes.go_back,
 )
 
 POOLER = Scenario(
     name="pgbouncer",
     story="workers behind PgBouncer in transaction mode, without special settings",
     full=replace(FULL, orders=200, rate=50.0),
-    short=replace(SHORT, orders=200, rate=50.0, lease=None),
+    short=replace(SHORT, orders=200, rate=50.0, lease=FULL.lease),
     handling=HANDLING,
     way="pooler",
     limits=Limits(warnings=1),
@@ -304,6 +314,7 @@ SCENARIOS: dict[str, Scenario] = {
         RETRIES,
         HOT,
         UPGRADE,
+        GO_BACK,
         POOLER,
         KEYS,
         keyed(KILL9),

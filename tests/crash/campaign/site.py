@@ -14,6 +14,7 @@ from sqlalchemy import URL
 
 from outbox_core.options import ConsumerOptions
 from outbox_core.watchdog import STUCK_EXIT_CODE
+from tests.crash.campaign import previous
 from tests.crash.campaign.scenario import Scenario, Size
 from tests.crash.fleet import Fleet, Outbox, Worker
 from tests.crash.pooler import pgbouncer
@@ -42,6 +43,8 @@ class Site:
     died: dict[int, float] = field(default_factory=dict)  # struck or as ordered, when it was seen
     gave_up: list[Worker] = field(default_factory=list)
     strikes: list[tuple[float, float]] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)  # what strikes have seen that must not be
+    previous: Path | None = None  # the packages of an earlier version, while they work
     _crew: list[Worker] = field(default_factory=list)
     _leaving: list[Worker] = field(default_factory=list)
 
@@ -58,6 +61,9 @@ class Site:
             stack.callback(fleet.close)
             site = cls(scenario, size, server, database, fleet, outbox.dsn)
             site._lay_way(stack, folder)
+            if scenario.upgrades:
+                site.previous = previous.unpack(folder)
+                previous.create_tables(site.previous, outbox.engine, outbox.dsn)
             yield site
 
     def _lay_way(self, stack: ExitStack, folder: Path) -> None:
@@ -79,19 +85,31 @@ class Site:
 
     def hire(self) -> Worker:
         """Start one more worker, with its share of the scenario's orders."""
+        worker = self._hired()
+        self._crew.append(worker)
+        return worker
+
+    def _hired(self) -> Worker:
         number = len(self.fleet.workers)
         orders = dict(self.scenario.handling)
         options = dict(self.scenario.options)
-        if self.size.lease is not None:
+        if self.size.lease != ConsumerOptions.lease_ttl_seconds:
             options["lease_ttl_seconds"] = self.size.lease
         if self.scenario.mortal and number < self.size.strikes:
             orders["dies"] = self.scenario.mortal[number % len(self.scenario.mortal)]
             orders["spares"] = 0 if orders["dies"] in RARE else self.random.randrange(2, 12)
         if leases := orders.pop("slow_leases", None):
-            orders["slow_seconds"] = leases * (self.size.lease or ConsumerOptions.lease_ttl_seconds)
-        worker = self.fleet.start(url=self.workers_url, options=options, **orders)
-        self._crew.append(worker)
-        return worker
+            orders["slow_seconds"] = leases * self.size.lease
+        if self.previous is None:
+            return self.fleet.start(url=self.workers_url, options=options, **orders)
+        return self.fleet.run(
+            previous.MODULE,
+            url=self.workers_url,
+            product=str(self.previous),
+            ledger=str(self.fleet.ledger_file),
+            options=options,
+            **orders,
+        )
 
     def victim(self) -> Worker:
         """One of those that consume, when half of the crew do: on a busy machine nobody would live to do anything else."""

@@ -2,6 +2,8 @@
 
 from signal import SIGCONT, SIGSTOP
 
+from tests.crash.campaign import previous
+from tests.crash.campaign.scenario import Strike
 from tests.crash.campaign.site import ROLE, Site
 from tests.crash.fleet import until
 
@@ -99,8 +101,32 @@ def migrate(site: Site) -> None:
 
 
 def upgrade(site: Site) -> None:
-    """A later version adds a column of which the workers of today know nothing, and they are replaced one by one."""
+    """Today's worker refuses the table of an earlier version; it is migrated, and its workers are replaced one by one."""
+    if site.previous is not None:
+        site.previous = None
+        newcomer = site.fleet.start(url=site.workers_url)
+        until(lambda: not newcomer.alive or newcomer.started(), 30, "the new worker has seen the table")
+        if newcomer.alive or previous.COLUMN not in newcomer.logged():
+            site.complaints.append(
+                f"a new worker on the old table did not end with an error that names {previous.COLUMN}"
+            )
+            newcomer.kill()
+        previous.migrate(site.fleet.outbox.engine)
+    roll_one(site)
+
+
+def go_back(site: Site) -> None:
+    """A later version has added a column of which the workers of today know nothing, and they are replaced one by one."""
     if not site.strikes:
         site.sql("ALTER TABLE outbox ADD COLUMN of_tomorrow text")
         site.sql("ALTER TABLE outbox_dlq ADD COLUMN of_tomorrow text")
     roll_one(site)
+
+
+def in_turn(*strikes: Strike) -> Strike:
+    """One after the other."""
+
+    def strike(site: Site) -> None:
+        strikes[len(site.strikes) % len(strikes)](site)
+
+    return strike

@@ -10,7 +10,6 @@ from statistics import median
 
 from sqlalchemy import func, select
 
-from outbox_core.options import ConsumerOptions
 from tests.crash.campaign.site import Site
 from tests.crash.ledger import Run
 from tests.crash.shop import EFFECTS, ORDERS
@@ -86,6 +85,7 @@ def judge(site: Site, *, stuck: set[int], seconds: float, short: bool) -> Verdic
 
 
 def _broken(site: Site, verdict: Verdict, patience: float) -> Iterable[str]:
+    yield from site.complaints
     limits = site.scenario.limits
     most: dict[str, float | None] = {
         name: getattr(limits, name)
@@ -93,9 +93,10 @@ def _broken(site: Site, verdict: Verdict, patience: float) -> Iterable[str]:
     }
     if limits.duplicates is not None:
         most["duplicates"] = limits.duplicates + limits.each * verdict.strikes
-    for name in ("redelivery", "recovery", "wait"):
+    for name in ("recovery", "wait"):
         limit = getattr(limits, name)
         most[name] = None if limit is None else limit * patience
+    most["redelivery"] = None if limits.late is None else site.size.lease + limits.late * patience
     most["effects"] = limits.effects
     for name, limit in most.items():
         value = getattr(verdict, name)
@@ -188,7 +189,7 @@ class _Evidence:
 
     def _kept(self) -> float:
         """Seconds after a death in which nobody can have got what it held: leases are extended after a third at most."""
-        return (self._site.size.lease or ConsumerOptions.lease_ttl_seconds) / 2
+        return self._site.size.lease / 2
 
     def recovery(self) -> float | None:
         """The longest time without the begin of a handler after a strike, while the shops were open."""
@@ -240,13 +241,14 @@ class _Evidence:
         return median(waits) if waits else None
 
     def claims(self, first: int) -> int:
-        """How often one process asked at most, from the commit of a message of the last shop until somebody had it."""
+        """How often one process asked at most, from the commit of a message of the last shop to the claim that got it."""
         asks: dict[int, list[float]] = defaultdict(list)
         for ask in self._site.fleet.ledger.asks():
             asks[ask.pid].append(ask.moment)
         taken: dict[int, float] = {}
         for claim in self._site.fleet.ledger.claims():
-            taken.setdefault(claim.message, claim.moment)
+            its = asks[claim.pid]
+            taken.setdefault(claim.message, its[bisect(its, claim.moment) - 1])
         published = self._site.fleet.ledger.published()
         spans = [(moment, taken[number]) for number, moment in published.items() if number >= first and number in taken]
         return max(
