@@ -4,13 +4,17 @@ python -m tests.crash [--list] [--short] [NAME …]
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+from tests.crash.campaign import previous
 from tests.crash.campaign.report import HEAD, line
 from tests.crash.campaign.run import run
+from tests.crash.campaign.scenario import Scenario
 from tests.crash.campaign.scenarios import SCENARIOS
+from tests.crash.pooler import INSTALL, find_pgbouncer
 from tests.databases import OwnServer
 
 
@@ -26,13 +30,27 @@ def main() -> int:
     print(HEAD, flush=True)
     with OwnServer.running() as server:
         for scenario in chosen:
+            if missing := _missing(scenario):
+                print(f"    NOT RUN: {scenario.name}: {missing}", flush=True)
+                continue
             folder = Path(tempfile.mkdtemp(prefix=f"outbox-faults-{scenario.name}-"))
             verdict = run(scenario, server, folder, short=arguments.short)
             print(line(verdict), flush=True)
             for fault in verdict.broken:
                 broken += 1
                 print(f"    BROKEN: {fault} (logs in {folder})", flush=True)
+            if not verdict.broken:
+                shutil.rmtree(folder)
     return 1 if broken else 0
+
+
+def _missing(scenario: Scenario) -> str | None:
+    """What it needs and is not here."""
+    if scenario.way == "pooler" and find_pgbouncer() is None:
+        return INSTALL
+    if scenario.upgrades and not previous.is_here():
+        return f"commit {previous.COMMIT[:8]} is not in this clone; git fetch --unshallow"
+    return None
 
 
 def _arguments() -> argparse.Namespace:
