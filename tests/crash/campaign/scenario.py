@@ -86,6 +86,7 @@ class Scenario:
     mortal: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     way: str = "direct"  # direct, proxy or pooler
+    driver: str = "asyncpg"
     poison: Mapping[int, str] = field(default_factory=dict)
     upgrades: bool = False
 

@@ -253,6 +253,8 @@ POOLER = Scenario(
     limits=Limits(warnings=1),
 )
 
+POOLER_PSYCOPG = replace(POOLER, name="pgbouncer-psycopg", story=f"{POOLER.story}, on psycopg", driver="psycopg")
+
 KEYS = replace(
     STEADY,
     name="keys",
@@ -316,6 +318,7 @@ SCENARIOS: dict[str, Scenario] = {
         UPGRADE,
         GO_BACK,
         POOLER,
+        POOLER_PSYCOPG,
         KEYS,
         keyed(KILL9),
         keyed(TERMINATE),

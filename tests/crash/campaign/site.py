@@ -55,7 +55,7 @@ class Site:
         with ExitStack() as stack:
             database = stack.enter_context(server.database())
             _hand_over(database, scenario)
-            outbox = Outbox.on(database.set(drivername="postgresql+asyncpg", username=ROLE))
+            outbox = Outbox.on(database.set(drivername=f"postgresql+{scenario.driver}", username=ROLE))
             METADATA.create_all(outbox.engine)
             fleet = Fleet(outbox, folder)
             stack.callback(fleet.close)

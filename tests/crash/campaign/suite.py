@@ -73,6 +73,7 @@ _AS_THEY_ARE = (
     "keys-terminate",
     "keys-blocked",
     "pgbouncer",
+    "pgbouncer-psycopg",
 )
 
 SUITE: dict[str, Scenario] = {
