@@ -1,6 +1,6 @@
 """The fault campaign from the command line: one scenario after the other, a line each, and whether it kept its limits.
 
-python -m tests.crash [--list] [--short] [NAME …]
+python -m tests.crash [--list] [--short] [--share SHARE] [NAME …]
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> int:
                 print(f"    NOT RUN: {scenario.name}: {missing}", flush=True)
                 continue
             folder = Path(tempfile.mkdtemp(prefix=f"outbox-faults-{scenario.name}-"))
-            verdict = run(scenario, server, folder, short=arguments.short)
+            verdict = run(scenario, server, folder, short=arguments.short, share=arguments.share)
             print(line(verdict), flush=True)
             for fault in verdict.broken:
                 broken += 1
@@ -58,6 +58,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *SCENARIOS], help="scenarios; all by default")
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--short", action="store_true", help="the small numbers of the test suite")
+    parser.add_argument("--share", type=float, default=1.0, help="of the messages and strikes, 0.1 say; all by default")
     return parser.parse_args()
 
 

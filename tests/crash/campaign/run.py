@@ -14,9 +14,9 @@ from tests.crash.fleet import Worker
 from tests.databases import OwnServer
 
 
-def run(scenario: Scenario, server: OwnServer, folder: Path, *, short: bool) -> Verdict:
-    """Run it on *server*, with logs and ledger in *folder*."""
-    size = scenario.short if short else scenario.full
+def run(scenario: Scenario, server: OwnServer, folder: Path, *, short: bool, share: float = 1.0) -> Verdict:
+    """Run it, or a *share* of it, on *server*, with logs and ledger in *folder*."""
+    size = (scenario.short if short else scenario.full).part(share)
     begun = monotonic()
     with Site.of(scenario, size, server, folder) as site:
         for _ in range(size.workers):

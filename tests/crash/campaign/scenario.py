@@ -4,7 +4,8 @@ One definition has two sizes: the full one of `make faults`, and the short one t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from outbox_core.options import ConsumerOptions
@@ -61,6 +62,10 @@ class Size:
     lasting: float = 0.0
     lease: float = ConsumerOptions.lease_ttl_seconds
     patience: float = 60.0
+
+    def part(self, share: float) -> "Size":
+        """So much of the messages and of the strikes, at the same pace."""
+        return replace(self, orders=ceil(self.orders * share), strikes=ceil(self.strikes * share))
 
 
 @dataclass(frozen=True, kw_only=True)
