@@ -36,8 +36,8 @@ POINTS = Scenario(
     name="points",
     story="workers kill themselves at each point of the life of a message in turn",
     full=replace(FULL, strikes=42, lease=2.0),
-    short=replace(SHORT, orders=900, rate=90.0, strikes=7, workers=3),
-    handling={**HANDLING, "slow": tuple(range(20, 20_000, 100)), "slow_leases": 0.4},
+    short=replace(SHORT, orders=2_000, rate=80.0, strikes=10, workers=4),
+    handling={**HANDLING, "slow": tuple(range(20, 20_500, 100)), "slow_leases": 0.4},
     mortal=("extended", "claimed", "begun", "running", "handled", "settling", "settled"),
     limits=Limits(each=5, needless=0),
 )

@@ -45,6 +45,7 @@ class Site:
     strikes: list[tuple[float, float]] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)  # what strikes have seen that must not be
     previous: Path | None = None  # the packages of an earlier version, while they work
+    _fates: dict[int, str] = field(default_factory=dict)
     _crew: list[Worker] = field(default_factory=list)
     _leaving: list[Worker] = field(default_factory=list)
 
@@ -90,26 +91,36 @@ class Site:
         return worker
 
     def _hired(self) -> Worker:
-        number = len(self.fleet.workers)
         orders = dict(self.scenario.handling)
         options = dict(self.scenario.options)
         if self.size.lease != ConsumerOptions.lease_ttl_seconds:
             options["lease_ttl_seconds"] = self.size.lease
-        if self.scenario.mortal and number < self.size.strikes:
-            orders["dies"] = self.scenario.mortal[number % len(self.scenario.mortal)]
-            orders["spares"] = 0 if orders["dies"] in RARE else self.random.randrange(2, 12)
+        point = self._next_point()
+        if point is not None:
+            orders["dies"] = point
+            orders["spares"] = 0 if point in RARE else self.random.randrange(2, 12)
         if leases := orders.pop("slow_leases", None):
             orders["slow_seconds"] = leases * self.size.lease
-        if self.previous is None:
-            return self.fleet.start(url=self.workers_url, options=options, **orders)
-        return self.fleet.run(
-            previous.MODULE,
-            url=self.workers_url,
-            product=str(self.previous),
-            ledger=str(self.fleet.ledger_file),
-            options=options,
-            **orders,
-        )
+        if self.previous is not None:
+            module, its = previous.MODULE, {"product": str(self.previous), "ledger": str(self.fleet.ledger_file)}
+            return self.fleet.run(module, url=self.workers_url, options=options, **its, **orders)
+        worker = self.fleet.start(url=self.workers_url, options=options, **orders)
+        if point is not None:
+            self._fates[worker.pid] = point
+        return worker
+
+    def _next_point(self) -> str | None:
+        """Where the next worker shall kill itself, if it shall; half of a crew is never told to, so somebody goes on."""
+        doomed = sum(worker.pid in self._fates for worker in self.crew)
+        points = self.scenario.mortal
+        if not points or len(self._fates) == self.size.strikes or doomed >= self.size.workers // 2:
+            return None
+        return points[len(self._fates) % len(points)]
+
+    @property
+    def points_met(self) -> set[str]:
+        """Where workers have killed themselves."""
+        return {self._fates[pid] for pid in self.died}
 
     def victim(self) -> Worker:
         """One of those that consume, when half of the crew do: on a busy machine nobody would live to do anything else."""

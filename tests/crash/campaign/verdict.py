@@ -108,8 +108,9 @@ def _broken(site: Site, verdict: Verdict, patience: float) -> Iterable[str]:
         yield f"warnings {verdict.warnings}, which must be {limits.warnings} for each worker"
     if verdict.idle:
         yield f"{verdict.idle} strikes came when everything had been handled"
-    if verdict.strikes < site.size.strikes:
-        yield f"only {verdict.strikes} of {site.size.strikes} workers died as ordered"
+    for point in site.scenario.mortal:
+        if point not in site.points_met:
+            yield f"nobody died when {point}"
 
 
 class _Evidence:
