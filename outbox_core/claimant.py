@@ -50,6 +50,9 @@ class Claimant(Protocol):
     def give_back_stalled(self) -> None:
         """Called every second: give back what was claimed and does not get any further."""
 
+    def tell_overdue(self, limit: float) -> None:
+        """Called every second: log handlers that have run for more than *limit* seconds, at ever longer intervals."""
+
     def halt(self) -> int:
         """Let nothing begin any more; how many were given back."""
 

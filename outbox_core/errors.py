@@ -5,8 +5,11 @@ program may want are attributes: nobody has to parse text. A lost lease is a res
 """
 
 from collections.abc import Collection, Sequence
+from datetime import timedelta
 from difflib import get_close_matches
 from uuid import UUID
+
+from outbox_core.quoting import quoted, said
 
 
 class OutboxError(Exception):
@@ -119,6 +122,23 @@ class SchemaMismatch(OutboxError, LookupError):
 
 class NoPermission(OutboxError, PermissionError):
     """The database role lacks a privilege; `outbox ddl --grants` prints those that it needs."""
+
+
+class PastRetention(OutboxError, ValueError):
+    """A dead letter is too old to be redriven: an inbox may have forgotten that it was handled."""
+
+    def __init__(self, id: int, message_id: UUID, queue: str, age: timedelta, retention: timedelta) -> None:
+        self.id = id
+        self.message_id = message_id
+        self.queue = queue
+        self.age = age
+        self.retention = retention
+        super().__init__(
+            f"dead letter {id} ({message_id}) in {quoted(queue)} failed {said(age)} ago, and dead letters are kept for "
+            f"{said(retention)} only, so an inbox may have forgotten that it was handled; nothing is put back. Purge what is "
+            "older (of one that halts its key, release the key first), choose others by queue, key, reason or id, or "
+            "declare a longer dead-letter retention"
+        )
 
 
 class DatabaseUnavailable(OutboxError, ConnectionError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from outbox_core.errors import OptionError, WrongType
+from outbox_core.quoting import said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class Retention:
     def __post_init__(self) -> None:
         for name, value in ((self.inbox_name, self.inbox), (self.dead_letters_name, self.dead_letters)):
             if value is not None:
-                _check_span(name, value)
+                check_span(name, value)
         if self.inbox is not None:
             self._check(self.inbox_name, self.inbox)
 
@@ -39,31 +40,28 @@ class Retention:
                     f"this inbox is kept for ever; set {self.inbox_name} and {self.dead_letters_name}, or say how old"
                 )
             return self.inbox
-        _check_span("older_than", older_than)
+        check_span("older_than", older_than)
         self._check("older_than", older_than)
         return older_than
 
     def _check(self, name: str, kept: timedelta) -> None:
         if self.dead_letters is None:
             raise OptionError(
-                f"{name} is {_said(kept)}, but {self.dead_letters_name} is not set, so a dead letter could be redriven "
-                f"after that and be handled again; set {self.dead_letters_name} to at most {_said(kept)}, and delete dead "
+                f"{name} is {said(kept)}, but {self.dead_letters_name} is not set, so a dead letter could be redriven "
+                f"after that and be handled again; set {self.dead_letters_name} to at most {said(kept)}, and delete dead "
                 "letters at that age"
             )
         if kept < self.dead_letters:
             raise OptionError(
-                f"{name} must not be shorter than {self.dead_letters_name}, got {_said(kept)} and "
-                f"{_said(self.dead_letters)}: a dead letter that is redriven in between would be handled again; keep "
-                f"the inbox for at least {_said(self.dead_letters)}, or dead letters for at most {_said(kept)}"
+                f"{name} must not be shorter than {self.dead_letters_name}, got {said(kept)} and "
+                f"{said(self.dead_letters)}: a dead letter that is redriven in between would be handled again; keep "
+                f"the inbox for at least {said(self.dead_letters)}, or dead letters for at most {said(kept)}"
             )
 
 
-def _check_span(name: str, value: object) -> None:
+def check_span(name: str, value: object) -> None:
+    """Raises `WrongType` or `OptionError` for what is no length of time."""
     if not isinstance(value, timedelta):
         raise WrongType(name, "a timedelta", value, "pass timedelta(days=…)")
     if value < timedelta(0):
         raise OptionError(f"{name} must not be negative, got {value!r}")
-
-
-def _said(span: timedelta) -> str:
-    return str(span).removesuffix(", 0:00:00")

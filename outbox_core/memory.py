@@ -542,6 +542,9 @@ class MemoryLink:
                     del self._store._rows[row.id]
                     self._store._bury(row, dead, worker)
 
+    async def try_out(self) -> None:
+        pass
+
     async def notify(self, payload: str) -> None:
         self._store._tell(payload)
 

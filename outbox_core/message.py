@@ -5,9 +5,10 @@ written later, many at a time. The first vote stands.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Literal, TypeAlias
 from uuid import UUID
 
@@ -16,6 +17,9 @@ from outbox_core.outcome import Vote
 TimerConflict: TypeAlias = Literal["ignore", "extend", "replace"]
 Completion: TypeAlias = Literal["asked", "committed", "unknown"]
 Line: TypeAlias = tuple[str, str]  # a queue and a key: messages that wait for each other
+
+
+MOST_NAMED = 20  # messages in one record
 
 
 class UnreadableHeaders(dict[str, str]):
@@ -104,6 +108,13 @@ class Delivery:
             return False
         self.vote = vote
         return True
+
+
+def named(deliveries: Collection[Delivery]) -> str:
+    """The messages for a log, without what is in them."""
+    some = [f"message {one.id} ({one.message_id}) in {one.queue!r}" for one in islice(deliveries, MOST_NAMED)]
+    more = f" and {len(deliveries) - MOST_NAMED} more" if len(deliveries) > MOST_NAMED else ""
+    return f"{', '.join(some)}{more}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

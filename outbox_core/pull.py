@@ -162,6 +162,9 @@ class Puller:
         """Suspects for whom nobody waits any more."""
         self._give_back_suspects(keep=len(self._waiting))
 
+    def tell_overdue(self, limit: float) -> None:
+        """Whoever has a message has no handler; its program may take the time that it likes."""
+
     def _give_back_suspects(self, *, keep: int) -> int:
         released = max(0, len(self._suspects) - keep)
         for _ in range(released):

@@ -6,11 +6,17 @@ A name from a request can have a line end in it, and behind that what looks like
 import logging
 import re
 from collections.abc import Iterable
+from datetime import timedelta
 
 SHOWN = 80  # characters of a value that an error repeats; an identifier of any database is shorter
 
 # C0, DEL and C1, and the two separators at which `str.splitlines` and some viewers of logs break a line.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def said(span: timedelta) -> str:
+    """`14 days`, `30 days, 1:00:00`."""
+    return str(span).removesuffix(", 0:00:00")
 
 
 def quoted(value: object) -> str:

@@ -10,10 +10,10 @@ itself when its handler never waits.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from outbox_core.dispatch import Silence, decide_anyway
 from outbox_core.events import Handled, Observer
@@ -21,6 +21,7 @@ from outbox_core.isolation import Isolation
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import Ack, Outcome, Release
+from outbox_core.overdue import Overdue
 from outbox_core.runs import Runs
 from outbox_core.settler import Settler
 from outbox_core.waiting import within
@@ -46,7 +47,7 @@ class Consumer:
     a thread with a connection of its own, say): it is entered for each delivery, and may be shared by many consumers, whose
     messages then wait in their buffers until it is free. A handler that is cancelled must have come to its end in every
     respect before the lane is left; a lane that fails is entered again, and loses nothing. `ack_first` completes a message
-    before its handler runs: at most once.
+    before its handler runs: at most once. `functions`: what the user wrote and `handle` calls, to be found where it hangs.
     """
 
     attended = True  # by its slots, always
@@ -59,6 +60,7 @@ class Consumer:
         silence: Silence = "ack",
         ack_first: bool = False,
         lane: Lane | None = None,
+        functions: Iterable[Callable[..., Any]] = (),
     ) -> None:
         self.options = options
         self.more = True  # whether the last claim left messages behind
@@ -68,6 +70,7 @@ class Consumer:
         self.ack_first = ack_first
         self.lane = lane
         self.longest_run = LONGEST_RUN
+        self._overdue = Overdue(functions)
         self._buffer: deque[Delivery] = deque()
         self._runs = Runs()
         self._running: dict[Delivery, float] = {}
@@ -190,6 +193,10 @@ class Consumer:
         if self.completed == self._completed_before and self.options.prefetch is None:
             self.give_back()
         self._completed_before = self.completed
+
+    def tell_overdue(self, limit: float) -> None:
+        """Whoever says how long a handler may take is told only of one that goes on regardless, as a thread does."""
+        self._overdue.look(self._running, self._tasks, max(limit, self.options.handler_timeout or 0.0))
 
     def lost(self, delivery: Delivery) -> None:
         """The lease of *delivery* is over: drop it if it has not begun, cut its handler if that was asked for."""

@@ -152,6 +152,9 @@ class Link(Protocol):
         Repeating it after an unknown answer is safe.
         """
 
+    async def try_out(self) -> None:
+        """Do all of this on no message, so that the database says now what it would refuse later; it changes nothing."""
+
     async def notify(self, payload: str) -> None:
         """Send *payload* on the wake-up channel; used to prove that listening works."""
 

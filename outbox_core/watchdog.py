@@ -19,14 +19,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from time import monotonic
 from types import FrameType
 from typing import Any
 
 from outbox_core.events import LoopBlocked, LoopFreed, Observer
-from outbox_core.message import Delivery
+from outbox_core.message import Delivery, named
 from outbox_core.waiting import within
 
 logger = logging.getLogger("outbox")
@@ -36,7 +36,6 @@ BLOCKED_AFTER = 5.0  # seconds without an answer until it is reported
 PARTING_PATIENCE = 2.0  # seconds for what is written at the end
 LOG_PATIENCE = 2.0  # seconds for a record: the blocked thread may hold the lock of a log handler
 STUCK_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
-MOST_NAMED = 20  # messages in one record
 
 
 class Watchdog:
@@ -118,7 +117,7 @@ class Watchdog:
             lambda: logger.error(
                 "the event loop has been blocked for %.1f s; %s; its stack:\n%s",
                 self._blocked_for,
-                _named(running),
+                _handling(running),
                 self._stack_as_text(),
             )
         )
@@ -127,7 +126,7 @@ class Watchdog:
     async def _end_process(self) -> None:
         text = (
             f"the event loop has been blocked for {self._blocked_for:.1f} s, which is the limit; ending the process with "
-            f"exit code {STUCK_EXIT_CODE}; {_named(self._running())}, to be delivered again; the loop's stack:\n"
+            f"exit code {STUCK_EXIT_CODE}; {_handling(self._running())}, to be delivered again; the loop's stack:\n"
             f"{self._stack_as_text()}"
         )
         with suppress(Exception):
@@ -152,27 +151,56 @@ class LastResort:
     """
 
     def __init__(self, limit: float | None) -> None:
-        self._seconds = None if limit is None or not _is_ours_to_use() else limit * max(2, os.cpu_count() or 1)
-        self._armed = False
+        self._seconds = None if limit is None else limit * max(2, os.cpu_count() or 1)
 
     def arm(self) -> None:
-        if self._seconds is None:
-            return
-        if not self._armed:
-            with suppress(Exception):  # there may be no standard error
-                faulthandler.register(signal.SIGVTALRM, file=2, all_threads=True, chain=True)
-            self._armed = True
-        signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds)
+        if self._seconds is not None:
+            _timer.set(self, self._seconds)
 
     def disarm(self) -> None:
-        if self._armed:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            faulthandler.unregister(signal.SIGVTALRM)
-            self._armed = False
+        _timer.give_up(self)
+
+
+class ProcessTimer:
+    """The timer and the signal, which the process has once, for all of its watchdogs: the shortest limit counts.
+
+    A handler that keeps the interpreter's lock stops all of their threads, so it does not matter which of them goes on.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._limits: dict[LastResort, float] = {}  # of those who want it, in seconds
+
+    def set(self, owner: LastResort, seconds: float) -> None:
+        """Begin anew; does nothing if the timer or the signal is somebody else's."""
+        with self._lock:
+            if not self._limits:
+                if not _is_ours_to_use():
+                    return
+                with suppress(Exception):  # there may be no standard error
+                    faulthandler.register(signal.SIGVTALRM, file=2, all_threads=True, chain=True)
+            self._limits[owner] = seconds
+            signal.setitimer(signal.ITIMER_VIRTUAL, min(self._limits.values()))
+
+    def give_up(self, owner: LastResort) -> None:
+        """*owner* wants it no more; the others still do."""
+        with self._lock:
+            if self._limits.pop(owner, None) is None:
+                return
+            signal.setitimer(signal.ITIMER_VIRTUAL, min(self._limits.values(), default=0))
+            if not self._limits:
+                faulthandler.unregister(signal.SIGVTALRM)
+
+
+_timer = ProcessTimer()
 
 
 def _is_ours_to_use() -> bool:
-    return hasattr(signal, "SIGVTALRM") and signal.getsignal(signal.SIGVTALRM) is signal.SIG_DFL
+    return (
+        hasattr(signal, "SIGVTALRM")
+        and signal.getsignal(signal.SIGVTALRM) is signal.SIG_DFL
+        and signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
+    )
 
 
 def is_debugged(stack: FrameType | None) -> bool:
@@ -189,12 +217,8 @@ def is_debugged(stack: FrameType | None) -> bool:
     return False
 
 
-def _named(deliveries: Iterable[Delivery]) -> str:
-    named = [f"message {one.id} ({one.message_id}) in {one.queue!r}" for one in deliveries]
-    if not named:
-        return "no handler is running"
-    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
-    return f"handlers are running for {', '.join(named[:MOST_NAMED])}{more}"
+def _handling(deliveries: Collection[Delivery]) -> str:
+    return f"handlers are running for {named(deliveries)}" if deliveries else "no handler is running"
 
 
 async def _in_time(call: Callable[[], Any]) -> bool:

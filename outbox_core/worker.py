@@ -46,7 +46,8 @@ from outbox_core.watchdog import Watchdog
 
 logger = logging.getLogger("outbox")
 
-TICK = 1.0  # seconds between looks at stalled buffers
+TICK = 1.0  # seconds between looks at stalled buffers and overdue handlers
+OVERDUE = 30.0  # seconds of a handler run that are told where no stuck_timeout says how many
 PROOF_TIMEOUT = 2.0  # seconds in which a notification to oneself must arrive
 PROOF_AGAIN = 60.0  # seconds until listening is proved again, or at most until it is tried again where it did not work
 NO_LISTEN = "this store has no wake-ups"
@@ -57,7 +58,7 @@ class Worker:
     """Runs claimants on a store. Loop-bound parts are made by `start`, so one object lives through many loops.
 
     *stuck_timeout*: seconds for which the event loop may be blocked with messages in hand before the process is ended
-    (`outbox_core.watchdog`); None: for ever.
+    (`outbox_core.watchdog`); None: for ever. A handler that runs for as long without blocking it is logged.
     """
 
     def __init__(
@@ -271,11 +272,12 @@ class Worker:
     # Loops
 
     async def _tend(self) -> None:
-        """Have given back what does not get any further."""
+        """Have given back what does not get any further, and told what takes very long."""
         while True:
             await asyncio.sleep(TICK)
             for claimant in self._claimants:
                 claimant.give_back_stalled()
+                claimant.tell_overdue(self.stuck_timeout or OVERDUE)
 
     async def _listen(self) -> None:
         """Keep a listener that is proved to hear, or say once that there is none."""

@@ -57,7 +57,14 @@ class DjangoStore(SqlStore):
         self._listen_alias = listen_alias
         self._conn_max_age = conn_max_age
         self._dialects: dict[str, Dialect] = {}
-        super().__init__(tables or outbox_settings().tables, None, notify=notify, insert_only=insert_only)
+        settings = outbox_settings()
+        super().__init__(
+            tables or settings.tables,
+            None,
+            notify=notify,
+            insert_only=insert_only,
+            dead_letter_retention=settings.dead_letter_retention,
+        )
 
     @property
     def alias(self) -> str:

@@ -7,6 +7,7 @@ It is an `APIRouter` in every respect. FastStream's FastAPI plugin has no part i
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from enum import Enum
 from inspect import isawaitable, signature
 from typing import Any, TypedDict, TypeVar, Unpack, cast
@@ -73,9 +74,9 @@ class HandlerOptions(RouteOptions, ResponseOptions, total=False):
 class OutboxRouter(APIRouter):
     """Routes and handlers on one outbox.
 
-    *engine*, *outbox_table*, *dlq_table*, *notify*, *listen_dsn*, *insert_only* and most other options are those of
-    `outbox_sqlalchemy.OutboxBroker`; *prefix*, *tags*, *dependencies* and their like are `APIRouter`'s, and dependencies are
-    FastAPI's. Without an engine it publishes on sessions, and consumes under `TestOutboxBroker`.
+    *engine*, *outbox_table*, *dlq_table*, *notify*, *listen_dsn*, *insert_only*, *dead_letter_retention* and most other
+    options are those of `outbox_sqlalchemy.OutboxBroker`; *prefix*, *tags*, *dependencies* and their like are `APIRouter`'s,
+    and dependencies are FastAPI's. Without an engine it publishes on sessions, and consumes under `TestOutboxBroker`.
 
     *setup_state*: put the broker, and what `lifespan` and `after_startup` return, into `request.state`. *schema_url*: where
     the AsyncAPI document is; None: nowhere. *try_it_out*: add a form to it that publishes; everybody who reaches it may,
@@ -92,6 +93,7 @@ class OutboxRouter(APIRouter):
         notify: bool = True,
         listen_dsn: str | None = None,
         insert_only: bool = False,
+        dead_letter_retention: timedelta | None = None,
         lifespan: Lifespan[Any] | None = None,
         setup_state: bool = True,
         schema_url: str | None = "/asyncapi",
@@ -123,6 +125,7 @@ class OutboxRouter(APIRouter):
             notify=notify,
             listen_dsn=listen_dsn,
             insert_only=insert_only,
+            dead_letter_retention=dead_letter_retention,
             dependencies=dependencies,
             injection=self._injection,
             tags=specification_tags,

@@ -1,5 +1,6 @@
 """FastStream's broker on an SQLAlchemy engine."""
 
+from datetime import timedelta
 from typing import Unpack
 
 from sqlalchemy import Table
@@ -20,7 +21,8 @@ class OutboxBroker(CoreBroker):
     letters go; None: they stay in the outbox table, parked with their reason. *notify*: whether publishers wake sleeping
     workers; without it they poll. *listen_dsn*: where the worker's own connections go, past the pooler that the engine's
     URL names. *insert_only*: the database role may INSERT and nothing else, so publishing returns None instead of row ids,
-    and timers are neither extended nor replaced. The other arguments are those of `outbox_core.faststream.OutboxBroker`.
+    and timers are neither extended nor replaced. *dead_letter_retention*: how long dead letters are kept, as inboxes have
+    been told; `redrive` refuses what is older. The other arguments are those of `outbox_core.faststream.OutboxBroker`.
     """
 
     def __init__(
@@ -32,13 +34,21 @@ class OutboxBroker(CoreBroker):
         notify: bool = True,
         listen_dsn: str | None = None,
         insert_only: bool = False,
+        dead_letter_retention: timedelta | None = None,
         **options: Unpack[BrokerOptions],
     ) -> None:
         if isinstance(outbox_table, OutboxTables) and dlq_table is not None:
             raise OptionError("dlq_table is part of the set made by make_outbox_tables; pass one of them")
         tables = names_of(outbox_table, dlq_table)
         self.engine = engine
-        store = SqlAlchemyStore(engine, tables, notify=notify, listen_dsn=listen_dsn, insert_only=insert_only)
+        store = SqlAlchemyStore(
+            engine,
+            tables,
+            notify=notify,
+            listen_dsn=listen_dsn,
+            insert_only=insert_only,
+            dead_letter_retention=dead_letter_retention,
+        )
         super().__init__(store, **options)
 
     async def start(self) -> None:

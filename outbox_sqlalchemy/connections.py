@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from outbox_core.waiting import hang_up
+from outbox_core.waiting import CLOSE_PATIENCE, hang_up
 from outbox_sqlalchemy.poolers import POOLED
 
 logger = logging.getLogger("outbox")
@@ -30,19 +30,36 @@ class OwnConnection:
 
     @classmethod
     async def open(cls, engine: AsyncEngine) -> "OwnConnection":
-        """Connect as the engine does, with all of its settings; raises what the driver raises."""
-        async with asyncio.timeout(DEADLINE):
-            connection = await engine.connect()
-            try:
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
-                raw = await connection.get_raw_connection()
-                dbapi, pooled = raw.dbapi_connection, bool(raw.info.get(POOLED))
-                await connection.run_sync(_detach)
-            except BaseException:
-                # Only closing it would give it back to a pool, and that of a worker's connection is disposed of by nobody.
-                await asyncio.gather(connection.invalidate(), return_exceptions=True)
-                await connection.close()
-                raise
+        """Connect as the engine does, with all of its settings; raises what the driver raises, or `TimeoutError`.
+
+        If nobody waits for it any more, it may still come to its end, and is closed: an attempt that is cut half-way leaves
+        a connection that nobody knows.
+        """
+        opening = asyncio.create_task(cls._open(engine))
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await asyncio.shield(opening)
+        except (asyncio.CancelledError, TimeoutError):
+            await asyncio.wait([opening], timeout=CLOSE_PATIENCE)
+            opening.cancel()
+            (opened,) = await asyncio.gather(opening, return_exceptions=True)
+            if isinstance(opened, OwnConnection):
+                await opened.close()
+            raise
+
+    @classmethod
+    async def _open(cls, engine: AsyncEngine) -> "OwnConnection":
+        connection = await engine.connect()
+        try:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            raw = await connection.get_raw_connection()
+            dbapi, pooled = raw.dbapi_connection, bool(raw.info.get(POOLED))
+            await connection.run_sync(_detach)
+        except BaseException:
+            # Only closing it would give it back to a pool, and that of a worker's connection is disposed of by nobody.
+            await asyncio.gather(connection.invalidate(), return_exceptions=True)
+            await connection.close()
+            raise
         return cls(connection, dbapi, pooled=pooled)
 
     @property

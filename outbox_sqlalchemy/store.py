@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from copy import copy
+from datetime import timedelta
 from functools import cached_property, partial
 
 from sqlalchemy import URL, Connection, TextClause, make_url, text
@@ -66,6 +67,7 @@ class SqlAlchemyStore(SqlStore):
         notify: bool = True,
         listen_dsn: str | None = None,
         insert_only: bool = False,
+        dead_letter_retention: timedelta | None = None,
     ) -> None:
         if engine is not None:
             _check_engine(engine)
@@ -76,7 +78,9 @@ class SqlAlchemyStore(SqlStore):
         self.engine = engine
         self._listen_dsn = listen_dsn
         dialect = None if engine is None else dialect_for(engine.dialect.name, tables)
-        super().__init__(tables, dialect, notify=notify, insert_only=insert_only)
+        super().__init__(
+            tables, dialect, notify=notify, insert_only=insert_only, dead_letter_retention=dead_letter_retention
+        )
 
     @property
     def name(self) -> str:

@@ -58,6 +58,7 @@ async def _operate(operation: Operation, options: Namespace) -> Answer:
     names = Names(
         outbox=options.table,
         dead_letters=options.dead_letters,
+        inbox=options.inbox_table,
         schema=options.schema,
     )
     async with opened(options.where, names) as store:
@@ -111,6 +112,9 @@ def _add_place(parser: ArgumentParser) -> None:
     place.add_argument("--schema", metavar="NAME", help="its schema")
     place.add_argument(
         "--dead-letters", metavar="NAME", help="the dead-letter table (default: the one named after the outbox table)"
+    )
+    place.add_argument(
+        "--inbox-table", metavar="NAME", help="the inbox (default: the one named after the outbox table)"
     )
 
 

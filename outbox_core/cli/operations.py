@@ -9,13 +9,15 @@ from argparse import ArgumentParser
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from outbox_core.cli.arguments import count, duration, key_name, queue_name, row_or_message
 from outbox_core.cli.exits import Exit, Refused
 from outbox_core.cli.tables import age, aligned, counted, moment, printable
+from outbox_core.inbox import Retention
 from outbox_core.message import DeadMessage, PendingMessage, QueueStats
+from outbox_core.sql import SqlStore
 from outbox_core.store import PURGED_AT_ONCE, Store
 
 LISTED = 50
@@ -51,7 +53,8 @@ class Stats(Operation):
     name = "stats"
     help = (
         "Count the messages of each queue: ready to be handled, scheduled for later or for another attempt, leased by a "
-        "worker, and dead. The oldest is the one that has been ready for longest. Reads the whole table."
+        "worker, and dead; and the keys whose first message keeps others waiting, because it failed or is dead. The oldest "
+        "message is the one that has been ready for longest. Reads the whole table."
     )
 
     async def run(self, store: Store, options: Mapping[str, Any]) -> Answer:
@@ -61,11 +64,12 @@ class Stats(Operation):
         return Answer(aligned(_stats_table(queues)) if queues else f"{store.name} is empty", data)
 
 
-_COUNTS = ("ready", "scheduled", "leased", "dead")
+_COUNTS = ("ready", "scheduled", "leased", "blocked_keys", "dead")
 
 
 def _stats_table(queues: Sequence[QueueStats]) -> list[Sequence[str]]:
-    rows: list[Sequence[str]] = [("queue", *_COUNTS, "oldest", ""), *(_stats_row(queue) for queue in queues)]
+    headings = ("queue", *(name.replace("_", " ") for name in _COUNTS), "oldest", "")
+    rows: list[Sequence[str]] = [headings, *(_stats_row(queue) for queue in queues)]
     if len(queues) > 1:
         totals = {name: sum(getattr(queue, name) for queue in queues) for name in _COUNTS}
         oldest = max((queue.oldest_age for queue in queues if queue.oldest_age is not None), default=None)
@@ -225,7 +229,7 @@ class Redrive(Operation):
 
 class Purge(Operation):
     name = "purge"
-    help = "Delete dead letters for good, a batch a transaction."
+    help = "Delete dead letters, or with --inbox the records of received messages, for good, a batch a transaction."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -233,19 +237,58 @@ class Purge(Operation):
             type=duration,
             required=True,
             metavar="SPAN",
-            help="those that failed longer ago than this: 30d, 12h, 45m, or seconds",
+            help="those that failed, or were received, longer ago than this: 30d, 12h, 45m, or seconds",
         )
-        parser.add_argument("--queue", type=queue_name, metavar="NAME", help="only those of this queue")
+        parser.add_argument("--inbox", action="store_true", help="forget received messages instead")
+        parser.add_argument(
+            "--dead-letter-retention",
+            type=duration,
+            metavar="SPAN",
+            help="with --inbox, which must not forget what can come again: how long dead letters are kept where the "
+            "messages come from",
+        )
+        parser.add_argument("--queue", type=queue_name, metavar="NAME", help="only dead letters of this queue")
         parser.add_argument("--limit", type=count(), metavar="N", help="at most so many")
 
     async def run(self, store: Store, options: Mapping[str, Any]) -> Answer:
-        def purge(size: int) -> Awaitable[int]:
-            return store.purge_dead_letters(options["older_than"], options["queue"], size, None)
+        older_than: timedelta = options["older_than"]
+        if options["inbox"]:
+            return await purge_inbox(store, _inbox_age(older_than, options["dead_letter_retention"]), options)
+        if options["dead_letter_retention"] is not None:
+            raise Refused("--dead-letter-retention is about the inbox; add --inbox")
+        return await purge_dead_letters(store, older_than, options)
 
-        return await purged("dead letter", purge, options["limit"])
+
+def _inbox_age(older_than: timedelta, dead_letters: timedelta | None) -> timedelta:
+    declared = Retention(
+        inbox=older_than,
+        dead_letters=dead_letters,
+        inbox_name="--older-than",
+        dead_letters_name="--dead-letter-retention",
+    )
+    return declared.age(None)
 
 
-async def purged(noun: str, purge: Callable[[int], Awaitable[int]], limit: int | None) -> Answer:
+async def purge_dead_letters(store: Store, older_than: timedelta, options: Mapping[str, Any]) -> Answer:
+    def purge(size: int) -> Awaitable[int]:
+        return store.purge_dead_letters(older_than, options["queue"], size, None)
+
+    return await _purged("dead letter", purge, options["limit"])
+
+
+async def purge_inbox(store: Store, older_than: timedelta, options: Mapping[str, Any]) -> Answer:
+    if options["queue"] is not None:
+        raise Refused("--queue is for dead letters; an inbox has none")
+    if not isinstance(store, SqlStore):
+        raise Refused(f"{store.name} is no database, and has no inbox")
+
+    def purge(size: int) -> Awaitable[int]:
+        return store.purge_inbox(older_than, size, None)
+
+    return await _purged("received message", purge, options["limit"])
+
+
+async def _purged(noun: str, purge: Callable[[int], Awaitable[int]], limit: int | None) -> Answer:
     """Call *purge* with the sizes of batches until nothing is left, or *limit* is reached; how many of *noun* it deleted."""
     deleted = 0
     for size in _batches(limit):

@@ -35,6 +35,7 @@ class Names:
     dead_letters: str | None = None
     archive: str | None = None
     queues: str | None = None
+    inbox: str | None = None
     schema: str | None = None
 
     def tables(self) -> Tables:
@@ -44,6 +45,7 @@ class Names:
             dead_letters=self.dead_letters or f"{self.outbox}_dlq",
             archive=self.archive or f"{self.outbox}_archive",
             queues=self.queues or f"{self.outbox}_queues",
+            inbox=self.inbox or f"{self.outbox}_inbox",
             schema=self.schema,
         )
 
@@ -91,7 +93,7 @@ async def _existing(url: str, names: Names) -> Tables:
         missing = {table for table, found in (await store.differences()).items() if found[0].missing_table}
     kept = {
         kind: None if getattr(names, kind) is None and getattr(tables, kind) in missing else getattr(tables, kind)
-        for kind in ("dead_letters", "archive", "queues")
+        for kind in ("dead_letters", "archive", "queues", "inbox")
     }
     return Tables(outbox=tables.outbox, schema=tables.schema, **kept)
 

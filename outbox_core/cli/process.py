@@ -13,19 +13,15 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
 
 from outbox_core.cli.exits import Exit
 from outbox_core.errors import NoPermission
 from outbox_core.events import Event, Handled, WorkerStopped
-from outbox_core.message import Delivery
 from outbox_core.options import check_stuck_timeout
-from outbox_core.outcome import Ack, DeadLetter, Retry
 from outbox_core.sql.refusals import GRANTS, driver_error, first_line, is_forbidden
-from outbox_core.store import Band, Settlement, Store, Want
+from outbox_core.store import Store
 from outbox_core.waiting import within
 
 if TYPE_CHECKING:
@@ -35,7 +31,6 @@ logger = logging.getLogger("outbox")
 
 HEALTH_INTERVAL = 2.0  # seconds between looks at the worker's health
 PING_TIMEOUT = 5.0
-NOWHERE = ""  # a queue that nobody can publish to
 DRAIN_MARGIN = 10.0  # seconds for the last outcomes and the end of connections
 
 
@@ -235,37 +230,13 @@ async def check_privileges(store: Store) -> None:
     """
     link = await store.connect()
     try:
-        await link.claim([Want(Band(NOWHERE), 1)], total=1, lease=1.0)
-        for outcome in (Ack(), Retry(1.0), DeadLetter("rejected", None)):
-            await link.settle([Settlement(_nothing(), outcome)], worker="")
-        await link.survey([NOWHERE])
+        await link.try_out()
     except Exception as error:  # the worker survives whatever else it is
         if is_forbidden(driver_error(error)):
             raise NoPermission(f"{first_line(driver_error(error))}; {GRANTS}") from error
         logger.debug("could not try a worker's statements", exc_info=True)
     finally:
         await link.close()
-
-
-def _nothing() -> Delivery:
-    """A delivery of a row that no table has."""
-    now = datetime.now(UTC)
-    return Delivery(
-        id=-1,
-        message_id=UUID(int=0),
-        queue=NOWHERE,
-        key=None,
-        payload=b"",
-        headers={},
-        priority=0,
-        attempts=0,
-        deliveries=0,
-        created_at=now,
-        first_attempt_at=None,
-        due_at=now,
-        claimed_at=now,
-        token=uuid4(),
-    )
 
 
 def leave(code: int) -> None:

@@ -434,7 +434,8 @@ class OutboxBroker(OutboxRegistrator, BrokerUsecase[Any, Store, OutboxBrokerConf
         """Put dead letters back, oldest first, with their message ids and fresh counters; how many.
 
         The filters are combined; none means all. With *dry_run* nothing is changed. A message that halts its key comes first
-        and keeps its place in the order; others with a key go to its end.
+        and keeps its place in the order; others with a key go to its end. Raises `PastRetention`, and puts none back, if one
+        of them failed longer ago than the dead-letter retention that is declared.
         """
         return await self.store.redrive(
             queue=_checked_filter(queue),

@@ -155,6 +155,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
             silence="retry" if self.ack_policy is AckPolicy.MANUAL else "ack",
             ack_first=self.ack_policy is AckPolicy.ACK_FIRST,
             lane=self._outer_config.lane,
+            functions=[call.handler._declared_call for call in self.calls],
         )
 
     def _build_fastdepends_model(self) -> None:

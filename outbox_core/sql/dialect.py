@@ -243,6 +243,17 @@ class Dialect(ABC):
         """What comes back are counts, in rows of one, whose sum is how many."""
 
     @abstractmethod
+    def past_retention(
+        self,
+        queue: str | None,
+        key: str | None,
+        ids: Sequence[int] | None,
+        reason: str | None,
+        older_than: timedelta,
+    ) -> Sequence[Statement]:
+        """The first of those that `redrive` would put back and that failed longer ago: `id, message_id, queue, seconds`."""
+
+    @abstractmethod
     def release_key(self, queue: str, key: str) -> Sequence[Statement]:
         """The last statement's only row is how many were given up."""
 

@@ -2,7 +2,7 @@
 
     publisher   INSERT, and not even the columns that say how often a message was tried; reads nothing
     worker      claims, settles and buries; cannot publish, and cannot change a message
-    operator    looks, redrives, purges, pauses
+    operator    looks, redrives, purges, pauses, releases; cannot change a message
     receiver    records in the inbox what came from elsewhere; cannot make it forget
 
 Each role is one that is there already; nothing is taken away from it. What a handler's own tables need is the user's to say.
@@ -75,12 +75,14 @@ def _worker(tables: Tables) -> Iterable[str]:
 
 
 # FOR UPDATE asks for UPDATE on a column, whichever; what is parked in the outbox table is redriven by changing it. A message
-# that is redriven stays as old as it is.
+# that is redriven stays as old as it is. A release moves what halts a key to the dead letters, where there are any.
 def _operator(tables: Tables) -> Iterable[str]:
     outbox = tables.sql(tables.outbox)
     yield f"SELECT, INSERT ({_list((*PUBLISHED, 'created_at'))}), UPDATE ({_list(('timer_id', *STATE))}) ON {outbox}"
     if tables.dead_letters is not None:
-        yield f"SELECT, DELETE, UPDATE (worker) ON {tables.sql(tables.dead_letters)}"
+        yield f"DELETE ON {outbox}"
+        moved = _list(_written(DEAD_LETTERS.names, "worker"))
+        yield f"SELECT, INSERT ({moved}), DELETE, UPDATE (worker) ON {tables.sql(tables.dead_letters)}"
     if tables.queues is not None:
         yield f"SELECT, INSERT (queue, paused_at), UPDATE (paused_at) ON {tables.sql(tables.queues)}"
     if tables.inbox is not None:

@@ -563,6 +563,34 @@ class PostgreSQL(Dialect):
             Statement(text, parameters if dry_run else {**parameters, "channel": self.tables.channel}) for text in both
         ]
 
+    def past_retention(
+        self,
+        queue: str | None,
+        key: str | None,
+        ids: Sequence[int] | None,
+        reason: str | None,
+        older_than: timedelta,
+    ) -> Sequence[Statement]:
+        parameters = {
+            "queue": queue,
+            "key": key,
+            "ids": None if ids is None else list(ids),
+            "reason": reason,
+            "age": older_than.total_seconds(),
+        }
+
+        def first(failed_at: str, of: str) -> str:
+            age = f"statement_timestamp() - {failed_at}"
+            return f"""SELECT id, message_id, queue, CAST(extract(epoch FROM {age}) AS float8)
+                {of} AND {age} > make_interval(secs => CAST(:age AS float8))
+                ORDER BY id
+                LIMIT 1"""
+
+        texts = [first("last_attempt_at", self._parked)]
+        if self.tables.dead_letters is not None:
+            texts.append(first("failed_at", self._unparked(self.tables.sql(self.tables.dead_letters))))
+        return [Statement(text, parameters) for text in texts]
+
     _picked = """(CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text))
               AND (CAST(:key AS text) IS NULL OR key = CAST(:key AS text))
               AND (CAST(:reason AS text) IS NULL OR failure_reason = CAST(:reason AS text))"""
@@ -591,12 +619,16 @@ class PostgreSQL(Dialect):
                 RETURNING dead.queue
             ), {_TOLD}"""
 
-    # Two dead letters of one message id cannot both be live; the older one goes first.
-    def _redrive_dead(self, table: str, *, dry_run: bool) -> str:
-        picked = f"""SELECT id, message_id FROM {table} AS dead
+    def _unparked(self, table: str) -> str:
+        """Those among the picked that are in the table of the dead letters; one whose message is live stays there."""
+        return f"""FROM {table} AS dead
             WHERE NOT EXISTS (SELECT FROM {self.outbox} AS live WHERE live.message_id = dead.message_id)
               AND (CAST(:ids AS bigint[]) IS NULL OR id = ANY (CAST(:ids AS bigint[])))
-              AND {self._picked}
+              AND {self._picked}"""
+
+    # Two dead letters of one message id cannot both be live; the older one goes first.
+    def _redrive_dead(self, table: str, *, dry_run: bool) -> str:
+        picked = f"""SELECT id, message_id {self._unparked(table)}
             ORDER BY id
             LIMIT CASE WHEN CAST(:limit AS bigint) IS NULL THEN NULL
                        ELSE greatest(0, CAST(:limit AS bigint) - (SELECT count(*) {self._parked})) END"""

@@ -409,6 +409,33 @@ class SQLite(Dialect):
             *statements,
         ]
 
+    def past_retention(
+        self,
+        queue: str | None,
+        key: str | None,
+        ids: Sequence[int] | None,
+        reason: str | None,
+        older_than: timedelta,
+    ) -> Sequence[Statement]:
+        parameters: dict[str, object] = {
+            "queue": queue,
+            "key": key,
+            "ids": None if ids is None else json.dumps(list(ids)),
+            "reason": reason,
+            "age": -older_than.total_seconds(),
+        }
+
+        def first(failed_at: str, of: str) -> str:
+            return f"""SELECT id, message_id, queue, (julianday({NOW}) - julianday({failed_at})) * 86400.0
+                {of} AND {failed_at} < {_in(":age")}
+                ORDER BY id
+                LIMIT 1"""
+
+        texts = [first("last_attempt_at", self._parked)]
+        if self.tables.dead_letters is not None:
+            texts.append(first("failed_at", self._unparked(self.tables.sql(self.tables.dead_letters))))
+        return [Statement(text, parameters) for text in texts]
+
     _picked = """(:queue IS NULL OR queue = :queue) AND (:key IS NULL OR key = :key)
               AND (:reason IS NULL OR failure_reason = :reason)"""
 
@@ -431,11 +458,15 @@ class SQLite(Dialect):
             WHERE id IN ({picked})"""
         return [Statement(change, parameters), _CHANGES]
 
-    def _redrive_dead(self, table: str, parameters: dict[str, object], *, dry_run: bool) -> list[Statement]:
-        picked = f"""SELECT id, message_id FROM {table} AS dead
+    def _unparked(self, table: str) -> str:
+        """Those among the picked that are in the table of the dead letters; one whose message is live stays there."""
+        return f"""FROM {table} AS dead
             WHERE NOT EXISTS (SELECT 1 FROM {self.outbox} AS live WHERE live.message_id = dead.message_id)
               AND (:ids IS NULL OR id IN (SELECT value FROM json_each(:ids)))
-              AND {self._picked}
+              AND {self._picked}"""
+
+    def _redrive_dead(self, table: str, parameters: dict[str, object], *, dry_run: bool) -> list[Statement]:
+        picked = f"""SELECT id, message_id {self._unparked(table)}
             ORDER BY id
             LIMIT CASE WHEN :limit < 0 THEN -1 ELSE max(0, :limit - (SELECT count(*) {self._parked})) END"""
         if dry_run:

@@ -13,12 +13,14 @@ from functools import partial
 from typing import Protocol, TypeAlias
 from uuid import UUID, uuid4
 
-from outbox_core.errors import InvalidMessage, SchemaMismatch
+from outbox_core.errors import InvalidMessage, PastRetention, SchemaMismatch
+from outbox_core.inbox import check_span
 from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
 from outbox_core.outcome import Release
 from outbox_core.schema import Tables
 from outbox_core.sql import refusals
 from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
+from outbox_core.sql.trial import trial
 from outbox_core.store import (
     Armed,
     Difference,
@@ -62,12 +64,21 @@ class SqlStore(ABC):
     dialect: Dialect | None  # None until a session says which database it is
 
     def __init__(
-        self, tables: Tables, dialect: Dialect | None, *, notify: bool = True, insert_only: bool = False
+        self,
+        tables: Tables,
+        dialect: Dialect | None,
+        *,
+        notify: bool = True,
+        insert_only: bool = False,
+        dead_letter_retention: timedelta | None = None,
     ) -> None:
+        if dead_letter_retention is not None:
+            check_span("dead_letter_retention", dead_letter_retention)
         self.tables = tables
         self.dialect = dialect
         self._notify = notify
         self._insert_only = insert_only
+        self._retention = dead_letter_retention
 
     @property
     @abstractmethod
@@ -177,10 +188,26 @@ class SqlStore(ABC):
         dry_run: bool,
         session: object | None,
     ) -> int:
+        if self._retention is not None:
+            await self._check_age(queue, key, ids, reason, self._retention, session)
         counts = await self.run(
             lambda dialect: dialect.redrive(queue, key, ids, reason, limit, dry_run=dry_run), session
         )
         return sum(int(rows[0][0]) for rows in counts if rows)
+
+    async def _check_age(
+        self,
+        queue: str | None,
+        key: str | None,
+        ids: Sequence[int] | None,
+        reason: str | None,
+        retention: timedelta,
+        session: object | None,
+    ) -> None:
+        """Whoever received a message may forget it once no dead letter of it can come back; see `outbox_core.inbox`."""
+        answers = await self.run(lambda dialect: dialect.past_retention(queue, key, ids, reason, retention), session)
+        for id, message_id, its_queue, age in (row for rows in answers for row in rows):
+            raise PastRetention(id, UUID(int=_key(message_id)), its_queue, timedelta(seconds=int(age)), retention)
 
     async def release_key(self, queue: str, key: str, session: object | None) -> bool:
         answers = await self.run(lambda dialect: dialect.release_key(queue, key), session)
@@ -369,6 +396,10 @@ class SqlLink:
 
     async def _ids(self, statements: Sequence[Statement]) -> set[int]:
         return {row[0] for statement in statements for row in await self._executor.execute(statement)}
+
+    async def try_out(self) -> None:
+        for statement in trial(self._dialect):
+            await self._executor.execute(statement)
 
     async def notify(self, payload: str) -> None:
         await self._executor.execute(self._dialect.notify(payload))

@@ -33,8 +33,8 @@ async def test_stats_list_and_show(shop: Shop, where: str) -> None:
     stats = shop.run("stats", where)
     assert stats.code == 0, stats.err
     heads, line = stats.out.splitlines()
-    assert heads.split() == ["queue", "ready", "scheduled", "leased", "dead", "oldest"]
-    assert line.split()[:5] == ["orders", "1", "0", "0", "0"]
+    assert heads.split() == ["queue", "ready", "scheduled", "leased", "blocked", "keys", "dead", "oldest"]
+    assert line.split()[:6] == ["orders", "1", "0", "0", "0", "0"]
     assert json.loads(shop.run("stats", where, "--json").out)["queues"]["orders"]["ready"] == 1
 
     (listed,) = json.loads(shop.run("list", where, "--json").out)

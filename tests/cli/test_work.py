@@ -94,7 +94,15 @@ def test_tables_that_do_not_fit_end_it(lite_shop: Shop) -> None:
 
 @pytest.mark.parametrize(
     "without",
-    ["SELECT ON outbox", "UPDATE ON outbox", "DELETE ON outbox", "INSERT ON outbox_dlq", "SELECT ON outbox_queues"],
+    [
+        "SELECT ON outbox",
+        "UPDATE ON outbox",
+        "UPDATE (held_key) ON outbox",
+        "UPDATE (failure_reason) ON outbox",  # which only a message that halts its key needs
+        "DELETE ON outbox",
+        "INSERT ON outbox_dlq",
+        "SELECT ON outbox_queues",
+    ],
 )
 def test_a_role_that_lacks_a_privilege_ends_it(
     shared_database: URL, lite_shop: Shop, driver: str, without: str

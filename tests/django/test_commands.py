@@ -146,10 +146,10 @@ def test_stats_are_a_table_for_people(alias: str) -> None:
     said("outbox_pause", "orders", alias=alias)
 
     assert said("outbox_stats", alias=alias) == (
-        "queue   ready  scheduled  leased  dead  oldest\n"
-        "mails   1,234          0       0     0   5 min\n"
-        "orders      0          1       0     2       -  paused\n"
-        "total   1,234          1       0     2   5 min\n"
+        "queue   ready  scheduled  leased  blocked keys  dead  oldest\n"
+        "mails   1,234          0       0             0     0   5 min\n"
+        "orders      0          1       0             0     2       -  paused\n"
+        "total   1,234          1       0             0     2   5 min\n"
     )
 
 
@@ -157,9 +157,19 @@ def test_stats_of_one_queue_need_no_total(alias: str) -> None:
     bury(alias, 3)
 
     assert said("outbox_stats", alias=alias) == (
-        "queue   ready  scheduled  leased  dead  oldest\n"  #
-        "orders      0          0       0     3       -\n"
+        "queue   ready  scheduled  leased  blocked keys  dead  oldest\n"
+        "orders      0          0       0             0     3       -\n"
     )
+
+
+def test_stats_show_blocked_keys(alias: str) -> None:
+    for key in ("a", "a", "b", "b", "c"):
+        publish({}, "orders", key=key, using=alias, standalone=True)
+    OutboxMessage.objects.using(alias).filter(key="a").update(
+        attempts_count=1, next_attempt_at=timezone.now() + timedelta(hours=1)
+    )
+
+    assert said("outbox_stats", alias=alias).splitlines()[1].split() == ["orders", "3", "2", "0", "1", "0", "0", "s"]
 
 
 def test_stats_of_nothing_say_so(django_databases: Mapping[str, URL]) -> None:

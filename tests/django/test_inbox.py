@@ -26,7 +26,7 @@ from django.views.decorators.http import require_POST
 from outbox_core.errors import InvalidMessage, SchemaMismatch, WrongDatabase, WrongType
 from outbox_django import NoRetry, OutboxBroker, OutboxMessage, areceive, publish_batch, receive
 from outbox_django.errors import NotInTransaction
-from outbox_django.models import ReceivedMessage
+from outbox_django.models import DeadLetter, ReceivedMessage
 from tests.django.running import drain
 from tests.django.sites import Site
 from tests.processes import until
@@ -328,6 +328,26 @@ def test_what_is_older_than_the_retention_is_forgotten(alias: str, monkeypatch: 
         assert purged(alias, "--limit", "1") == "1 received message deleted\n"
         assert purged(alias) == "4 received messages deleted\n"
         assert purged(alias, "--older-than", "14d") == "1 received message deleted\n"
+
+
+def test_what_is_older_than_dead_letters_are_kept_is_not_redriven(alias: str) -> None:
+    for days in (13, 15):
+        DeadLetter.objects.using(alias).create(
+            queue="orders",
+            payload=b"1",
+            failure_reason="rejected",
+            failed_at=timezone.now() - timedelta(days=days),
+        )
+
+    with override_settings(OUTBOX=KEPT):
+        with pytest.raises(CommandError, match=r"in 'orders' failed 15 days.* kept for 14 days only") as refused:
+            call_command("outbox_redrive", "--database", alias)
+        assert DeadLetter.objects.using(alias).count() == 2
+        call_command("outbox_purge", "--database", alias, stdout=StringIO())
+        call_command("outbox_redrive", "--database", alias, stdout=StringIO())
+
+    assert refused.value.returncode == 1
+    assert DeadLetter.objects.using(alias).count() == 0
 
 
 @pytest.mark.parametrize(

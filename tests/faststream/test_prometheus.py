@@ -1,15 +1,17 @@
-"""Metrics of handlers and publishes, as FastStream's other brokers have them."""
+"""Metrics of handlers and publishes, as FastStream's other brokers have them, and gauges of what lies in the queues."""
 
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 from faststream.exceptions import RejectMessage
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy.orm import Session
 
 from outbox_core.faststream.prometheus import OutboxPrometheusMiddleware
-from outbox_core.message import Delivery
+from outbox_core.message import Delivery, OutboxStats, QueueStats
+from outbox_core.prometheus import QueueGauges
 from outbox_core.retry import NoRetry
 from outbox_sqlalchemy import OutboxMessage, OutboxRouter
 from tests.places import Place, running, until
@@ -126,9 +128,62 @@ async def test_labels_of_the_users_own_know_the_delivery(place: Place) -> None:
     assert registry.get_sample_value("outbox_received_processed_messages_total", {**labels, **own}) == 1
 
 
+def gauge(registry: CollectorRegistry, name: str, queue: str, **labels: str) -> float | None:
+    return registry.get_sample_value(f"outbox_queue_{name}", {"queue": queue, **labels})
+
+
+async def test_what_lies_in_the_queues_is_shown_when_it_is_counted(both: Place) -> None:
+    registry = CollectorRegistry()
+    gauges = QueueGauges(registry=registry)
+    broker = both.broker()
+
+    @broker.subscriber("orders", on_dead_letter="halt")
+    async def handle(body: str) -> None:
+        raise RejectMessage
+
+    await broker.publish_batch("halts", "waits", queue="orders", key="order-7")
+    await broker.publish("later", "orders", activate_in=timedelta(hours=1))
+    await broker.publish("ready", "mails")
+    await broker.pause("mails")
+    async with running(broker):
+        await until(lambda: [row.failure_reason for row in both.rows() if row.held_key], ["rejected"])
+    assert gauge(registry, "blocked_keys", "orders") is None
+
+    gauges.show(await broker.stats())
+
+    states = ("ready", "scheduled", "leased", "dead")
+    assert [gauge(registry, "messages", "orders", state=state) for state in states] == [1, 1, 0, 1]
+    assert [gauge(registry, "messages", "mails", state=state) for state in states] == [1, 0, 0, 0]
+    assert [gauge(registry, "blocked_keys", queue) for queue in ("orders", "mails")] == [1, 0]
+    assert [gauge(registry, "paused", queue) for queue in ("orders", "mails")] == [0, 1]
+    assert 0 < (gauge(registry, "oldest_seconds", "mails") or 0) < 60
+    assert b'outbox_queue_blocked_keys{queue="orders"} 1.0' in generate_latest(registry)
+
+    await broker.release_key("orders", "order-7")
+    gauges.show(await broker.stats())
+    assert gauge(registry, "blocked_keys", "orders") == 0
+
+
+def test_two_outboxes_in_one_registry_have_two_prefixes() -> None:
+    registry = CollectorRegistry()
+    QueueGauges(registry=registry, metrics_prefix="shop_outbox").show(
+        OutboxStats({"orders": QueueStats(queue="orders")})
+    )
+    other = QueueGauges(registry=registry, metrics_prefix="billing_outbox")
+
+    assert registry.get_sample_value("shop_outbox_queue_paused", {"queue": "orders"}) == 0
+    assert registry.get_sample_value("billing_outbox_queue_paused", {"queue": "orders"}) is None
+    other.show(OutboxStats({"orders": QueueStats(queue="orders", paused=True)}))
+    assert registry.get_sample_value("billing_outbox_queue_paused", {"queue": "orders"}) == 1
+
+
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
-    [("prometheus", "prometheus_client", "prometheus"), ("opentelemetry", "opentelemetry", "opentelemetry")],
+    [
+        ("faststream.prometheus", "prometheus_client", "prometheus"),
+        ("prometheus", "prometheus_client", "prometheus"),
+        ("faststream.opentelemetry", "opentelemetry", "opentelemetry"),
+    ],
 )
 def test_without_its_extra_a_middleware_says_what_to_install_and_the_broker_works(
     module: str, package: str, extra: str
@@ -138,7 +193,7 @@ import sys
 sys.modules[{package!r}] = None
 import outbox_core.faststream, outbox_sqlalchemy
 try:
-    import outbox_core.faststream.{module}
+    import outbox_core.{module}
 except ImportError as error:
     print(error)
 """

@@ -1,6 +1,6 @@
 """Each database role has what `outbox ddl --grants` grants it: it can do its work, and nothing beyond."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -13,6 +13,7 @@ from sqlalchemy import URL, create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
+from outbox_core.cli.main import main
 from outbox_core.envelope import compose
 from outbox_core.errors import InvalidMessage, NoPermission
 from outbox_core.outcome import Ack, DeadLetter, Release, Retry
@@ -234,7 +235,88 @@ async def test_a_worker_that_also_publishes_is_granted_both(guarded: Guarded) ->
             execute(guarded.owner, f"REVOKE INSERT ON mail.outbox FROM {both}")
 
 
+async def test_a_worker_handles_keys_in_order_and_halts_them(guarded: Guarded) -> None:
+    seen: list[str] = []
+    async with (
+        brokers(guarded, guarded.publisher, insert_only=True) as publisher,
+        brokers(guarded, guarded.worker) as worker,
+    ):
+
+        @worker.subscriber("orders", on_dead_letter="halt", retry_strategy=NoRetry())
+        async def handle(body: str) -> None:
+            seen.append(body)
+            if body == "bad":
+                raise ValueError(body)
+
+        await publisher.publish_batch("good", "bad", "waits", queue="orders", key="k")
+        async with running(worker):
+            await until(lambda: rows(guarded, "payload, held_key, failure_reason"), HALTED)
+
+    assert seen == ["good", "bad"]
+
+
+HALTED = [(b"bad", "k", "retry_terminal"), (b"waits", None, None)]
+
+
 # Operator
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def operate(request: pytest.FixtureRequest, guarded: Guarded, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `outbox COMMAND` as the operator; what it says."""
+
+    def run(command: str, *arguments: str) -> str:
+        url = with_driver(guarded.operator, request.param)
+        code = main([command, url, *arguments, "--schema", "mail"])
+        said = capsys.readouterr()
+        assert (code, said.err) == (0, ""), said.err
+        return said.out
+
+    return run
+
+
+def test_an_operator_has_every_command(guarded: Guarded, operate: Callable[..., str]) -> None:
+    execute(
+        guarded.owner,
+        "INSERT INTO mail.outbox_dlq (queue, key, payload, failure_reason) "
+        "VALUES ('orders', 'a', 'x', 'rejected'), ('orders', 'b', 'x', 'rejected'), ('orders', 'c', 'x', 'rejected')",
+    )
+    execute(
+        guarded.owner,
+        "INSERT INTO mail.outbox (queue, key, held_key, payload, failure_reason, last_attempt_at) "
+        "VALUES ('mails', 'd', 'd', 'x', 'rejected', now()), ('mails', 'e', 'e', 'x', 'rejected', now())",
+    )
+    dead = dict(rows(guarded, "key, id", "outbox_dlq"))
+
+    assert "orders" in operate("stats")
+    assert operate("list") != "no messages\n"
+    assert operate("list", "--dead") != "no dead letters\n"
+    assert "dead letter" in operate("show", str(dead["b"]))
+    assert operate("redrive", "--dry-run") == "5 dead letters would be put back\n"
+    assert operate("redrive", "--queue", "orders", "--key", "a") == "1 dead letter put back\n"
+    assert operate("redrive", "--id", str(dead["b"])) == "1 dead letter put back\n"
+    assert operate("redrive", "--queue", "mails", "--key", "d") == "1 dead letter put back\n"
+    assert operate("release", "mails", "e") == "e goes on\n"
+    forever = ("--older-than", "0", "--dead-letter-retention", "0")
+    assert operate("purge", "--inbox", *forever) == "0 received messages deleted\n"
+    assert operate("purge", "--older-than", "0") == "2 dead letters deleted\n"
+    assert operate("pause", "orders") == "orders is paused\n"
+    assert operate("resume", "orders") == "orders goes on\n"
+    assert "fit" in operate("validate")
+    assert rows(guarded, "key, held_key") == [("d", None), ("a", None), ("b", None)]
+
+
+async def test_an_operator_releases_a_key_where_there_are_no_dead_letters(guarded: Guarded) -> None:
+    execute(
+        guarded.owner,
+        "INSERT INTO mail.outbox (queue, key, held_key, payload, failure_reason) VALUES ('q', 'k', 'k', 'x', 'rejected')",
+    )
+    engine = create_async_engine(with_driver(guarded.operator, "asyncpg"))
+    store = SqlAlchemyStore(engine, replace(guarded.names, dead_letters=None))
+    assert await store.release_key("q", "k", None)
+    await engine.dispose()
+
+    assert rows(guarded, "held_key, failure_reason") == [(None, "rejected")]
 
 
 async def test_an_operator_looks_redrives_purges_and_pauses(guarded: Guarded) -> None:
@@ -259,8 +341,9 @@ async def test_an_operator_looks_redrives_purges_and_pauses(guarded: Guarded) ->
     [
         "UPDATE mail.outbox SET payload = 'x'",
         "UPDATE mail.outbox_dlq SET payload = 'x'",
-        "DELETE FROM mail.outbox",
-        "INSERT INTO mail.outbox_dlq (queue, payload, failure_reason) VALUES ('orders', 'x', 'rejected')",
+        "INSERT INTO mail.outbox_dlq (queue, payload, failure_reason, worker) VALUES ('orders', 'x', 'rejected', 'w')",
+        "SELECT * FROM mail.outbox_archive",
+        "TRUNCATE mail.outbox",
         "TRUNCATE mail.outbox_dlq",
     ],
 )

@@ -5,6 +5,8 @@ import gc
 from collections import Counter
 from typing import Any
 
+import asyncpg
+import psycopg
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -13,7 +15,7 @@ from sqlalchemy.pool import NullPool
 from outbox_core.errors import DatabaseUnavailable
 from outbox_sqlalchemy import OutboxBroker
 from outbox_sqlalchemy.connections import OwnConnection
-from tests.databases import execute, postgres_database
+from tests.databases import execute, plain, postgres_database
 from tests.places import Place, until
 
 NAME = "outbox-test-worker"
@@ -111,6 +113,33 @@ async def test_an_engine_without_a_pool_will_do(postgres: Place) -> None:
         assert connections(postgres) in {3, 4}  # the fourth is opened when something is held for longer than a moment
 
     await until(lambda: connections(postgres), 0)
+
+
+async def test_a_connection_that_nobody_waits_for_any_more_is_closed(postgres: Place) -> None:
+    made: list[Any] = []
+    half_way = asyncio.Event()
+
+    async def connect() -> Any:
+        driver = await DRIVERS[postgres.driver](plain(postgres.url))
+        made.append(driver)
+        half_way.set()
+        await asyncio.sleep(
+            0.1
+        )  # as between the parts of a handshake, where a driver forgets its socket if it is cancelled
+        return driver
+
+    engine = postgres.another_engine(async_creator=connect)
+    opening = asyncio.create_task(OwnConnection.open(engine))
+    await half_way.wait()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+
+    (driver,) = made
+    assert driver.is_closed() if postgres.driver == "asyncpg" else driver.closed
+
+
+DRIVERS: dict[str, Any] = {"asyncpg": asyncpg.connect, "psycopg": psycopg.AsyncConnection.connect}
 
 
 async def test_a_stopped_worker_leaves_the_engine_usable(place: Place) -> None:

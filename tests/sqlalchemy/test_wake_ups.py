@@ -176,7 +176,8 @@ async def test_listening_is_resumed_after_the_connection_was_cut(engine: AsyncEn
     publisher = OutboxBroker(engine, outbox_table=outbox)
     async with Recorder(engine).running() as recorder:
         await asleep(engine)
-        execute(database, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+        listening_here = "query LIKE 'LISTEN%' AND datname = current_database()"
+        execute(database, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {listening_here}")
         await until(lambda: listeners(engine), 1)
         await asleep(engine)
 

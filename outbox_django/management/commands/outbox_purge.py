@@ -1,17 +1,16 @@
 """`manage.py outbox_purge`: delete old dead letters, or forget what was received long ago."""
 
 from argparse import ArgumentParser
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 from outbox_core.cli.arguments import count, duration, queue_name
 from outbox_core.cli.exits import Refused
-from outbox_core.cli.operations import Answer, Operation, purged
+from outbox_core.cli.operations import Answer, Operation, purge_dead_letters, purge_inbox
 from outbox_core.store import Store
 from outbox_django.commands import OperationCommand
 from outbox_django.settings import outbox_settings
-from outbox_django.store import DirectStore
 
 
 class Purge(Operation):
@@ -34,33 +33,17 @@ class Purge(Operation):
 
     async def run(self, store: Store, options: Mapping[str, Any]) -> Answer:
         if options["inbox"]:
-            return await _purge_inbox(cast("DirectStore", store), options)
-        return await _purge_dead_letters(store, options)
+            return await purge_inbox(store, outbox_settings().retention.age(options["older_than"]), options)
+        return await purge_dead_letters(store, _dead_letters_age(options["older_than"]), options)
 
 
-async def _purge_dead_letters(store: Store, options: Mapping[str, Any]) -> Answer:
-    given: timedelta | None = options["older_than"]
+def _dead_letters_age(given: timedelta | None) -> timedelta:
     older_than = outbox_settings().dead_letter_retention if given is None else given
     if older_than is None:
         raise Refused(
             'dead letters are kept for ever; set OUTBOX["DEAD_LETTER_RETENTION"], or say how old with --older-than'
         )
-
-    def purge(size: int) -> Awaitable[int]:
-        return store.purge_dead_letters(older_than, options["queue"], size, None)
-
-    return await purged("dead letter", purge, options["limit"])
-
-
-async def _purge_inbox(store: DirectStore, options: Mapping[str, Any]) -> Answer:
-    if options["queue"] is not None:
-        raise Refused("--queue is for dead letters; an inbox has none")
-    older_than = outbox_settings().retention.age(options["older_than"])
-
-    def purge(size: int) -> Awaitable[int]:
-        return store.purge_inbox(older_than, size, None)
-
-    return await purged("received message", purge, options["limit"])
+    return older_than
 
 
 class Command(OperationCommand):
