@@ -36,6 +36,10 @@ test: $(READY) ## Run the whole suite, a process for each core; OUTBOX_TEST_POST
 test-fast: $(READY) ## Run what needs no server: the core, and the contract on memory and SQLite
 	$(BIN)/python -m pytest tests/core tests/contract -k 'not postgres and not asyncpg and not psycopg' -n $(PROCESSES) $(ARGS)
 
+.PHONY: faults
+faults: $(READY) ## Run the fault campaign at full length, an hour or more; ARGS='--list', '--short', or names of scenarios
+	$(BIN)/python -m tests.crash $(ARGS)
+
 .PHONY: check
 check: lint test smoke ## Run what CI runs: lint, the suite, the benchmarks' smoke run
 

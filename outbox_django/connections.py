@@ -73,6 +73,18 @@ def _is_psycopg3(engine: str) -> bool:
     return bool(is_psycopg3)
 
 
+def _is_pooled(driver: Any) -> bool:
+    """Whether it leads through a pooler that may give each of its transactions another session; then it prepares nothing.
+
+    A pooler makes up the process id that a client is told for its cancel requests.
+    """
+    (pid,) = driver.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    if pid == driver.info.backend_pid:
+        return False
+    driver.prepare_threshold = None
+    return True
+
+
 class OwnConnection(Executor):
     """`Executor` on one connection in one thread."""
 
@@ -97,7 +109,9 @@ class OwnConnection(Executor):
         wrapper = own_wrapper(alias)
         with wrapper.wrap_database_errors:
             wrapper.connect()
-        self._wrapper = wrapper
+            self._wrapper = wrapper
+            if is_psycopg3(alias):
+                self.keeps_settings = not _is_pooled(wrapper.connection)
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
         return await self._in_thread(partial(self._execute, statement))

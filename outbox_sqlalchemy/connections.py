@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from outbox_core.waiting import CLOSE_PATIENCE, hang_up
+from outbox_sqlalchemy.poolers import POOLED
 
 logger = logging.getLogger("outbox")
 
@@ -17,10 +18,14 @@ CLOSE_DEADLINE = 2.0  # seconds
 
 
 class OwnConnection:
-    """An `AsyncConnection` detached from its pool, whose place there is free again."""
+    """An `AsyncConnection` detached from its pool, whose place there is free again.
 
-    def __init__(self, connection: AsyncConnection, dbapi: Any) -> None:
+    *pooled*: a pooler may give each of its transactions another session.
+    """
+
+    def __init__(self, connection: AsyncConnection, dbapi: Any, *, pooled: bool) -> None:
         self.sqlalchemy = connection
+        self.pooled = pooled
         self._dbapi = dbapi
 
     @classmethod
@@ -47,12 +52,15 @@ class OwnConnection:
         connection = await engine.connect()
         try:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
-            dbapi = (await connection.get_raw_connection()).dbapi_connection
+            raw = await connection.get_raw_connection()
+            dbapi, pooled = raw.dbapi_connection, bool(raw.info.get(POOLED))
             await connection.run_sync(_detach)
         except BaseException:
+            # Only closing it would give it back to a pool, and that of a worker's connection is disposed of by nobody.
+            await asyncio.gather(connection.invalidate(), return_exceptions=True)
             await connection.close()
             raise
-        return cls(connection, dbapi)
+        return cls(connection, dbapi, pooled=pooled)
 
     @property
     def driver(self) -> Any:

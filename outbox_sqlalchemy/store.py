@@ -5,8 +5,8 @@ one is as good as a pool of fifty.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from copy import copy
 from datetime import timedelta
 from functools import cached_property, partial
@@ -41,6 +41,7 @@ from outbox_core.store import Listener, OnCommit
 from outbox_sqlalchemy.commits import after_commit
 from outbox_sqlalchemy.connections import OwnConnection
 from outbox_sqlalchemy.listen import listen_on
+from outbox_sqlalchemy.poolers import look_out
 from outbox_sqlalchemy.sessions import (
     asynchronous,
     check_same_database,
@@ -92,9 +93,15 @@ class SqlAlchemyStore(SqlStore):
         work = partial(self._run_on, make)
         if session is not None:
             return await use_async(session, work)
-        try:
+        with self._outages():
             async with self._engine.begin() as connection:
                 return await connection.run_sync(work)
+
+    @contextmanager
+    def _outages(self) -> Iterator[None]:
+        """Raise `DatabaseUnavailable` for what says that nobody answers, or not to us."""
+        try:
+            yield
         except NoPermission:  # an OSError too, as Python has it
             raise
         except (OSError, InterfaceError, OperationalError) as error:
@@ -106,14 +113,6 @@ class SqlAlchemyStore(SqlStore):
 
     def run_sync(self, make: Maker, session: object) -> Sequence[Sequence[Row]]:
         return use_sync(session, partial(self._run_on, make))
-
-    async def _look(self, make: Maker) -> Sequence[Sequence[Row]]:
-        """Within a deadline: a worker that starts must not hang where its database accepts and is silent."""
-        try:
-            async with asyncio.timeout(DEADLINE):
-                return await super()._look(make)
-        except TimeoutError as error:
-            raise self._unavailable(error) from error
 
     async def after_commit(self, session: object | None, todo: OnCommit) -> None:
         if session is None:
@@ -136,8 +135,14 @@ class SqlAlchemyStore(SqlStore):
     def _run_on(self, make: Maker, connection: Connection) -> Sequence[Sequence[Row]]:
         check_same_database(connection, self.engine)
         statements = make(self._dialect_of(connection))
-        try:
+        with self._refusals():
             return [_execute(connection, statement) for statement in statements]
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Raise an error of ours for what the database says of the tables, of our rights or of the caller's transaction."""
+        try:
+            yield
         except DBAPIError as error:
             if is_aborted(_driver_error(error)):
                 raise NoTransaction(
@@ -152,7 +157,7 @@ class SqlAlchemyStore(SqlStore):
                 raise NoPermission(f"{first_line(_driver_error(error))}; {GRANTS}") from error
             raise
 
-    def _dialect_of(self, connection: Connection) -> Dialect:
+    def _dialect_of(self, connection: Connection | AsyncEngine) -> Dialect:
         if self.dialect is None:
             self.dialect = dialect_for(connection.dialect.name, self.tables)
         return self.dialect
@@ -164,6 +169,17 @@ class SqlAlchemyStore(SqlStore):
         return self.engine
 
     # Connections of a worker's own
+
+    async def _look(self, make: Maker) -> Sequence[Sequence[Row]]:
+        """On a connection of a worker's own: with a deadline, since a worker that starts must not hang, and past poolers."""
+        if self._engine.dialect.name == "sqlite":  # a database in memory is nowhere but in the engine's pool
+            return await super()._look(make)
+        executor = await self.open()
+        try:
+            with self._outages(), self._refusals():
+                return [await executor.execute(statement) for statement in make(self._dialect_of(self._engine))]
+        finally:
+            await executor.close()
 
     async def open(self) -> "SqlAlchemyExecutor":
         engine = self._engine
@@ -199,7 +215,9 @@ class SqlAlchemyStore(SqlStore):
     @cached_property
     def _direct_engine(self) -> AsyncEngine:
         assert self._listen_dsn is not None, "it was asked for"
-        return create_async_engine(self._listen_dsn, poolclass=NullPool)
+        engine = create_async_engine(self._listen_dsn, poolclass=NullPool)
+        look_out(engine.sync_engine.pool)
+        return engine
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
         why = first_line(_driver_error(error))
@@ -213,6 +231,7 @@ class SqlAlchemyExecutor:
 
     def __init__(self, connection: OwnConnection) -> None:
         self._connection = connection
+        self.keeps_settings = not connection.pooled
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
         """A statement that takes too long, or that nobody waits for any more, costs its connection.
@@ -246,6 +265,7 @@ def _beside_its_pool(engine: AsyncEngine) -> AsyncEngine:
     """One that connects as *engine* does, listeners included, and waits for nobody who has all of its connections."""
     twin = copy(engine.sync_engine)
     twin.pool = twin.pool.recreate()  # as `Engine.dispose` does
+    look_out(twin.pool)
     return AsyncEngine(twin)
 
 

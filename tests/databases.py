@@ -40,6 +40,13 @@ class OwnServer:
         self.url = make_url(self._server.get_uri()).set(drivername="postgresql")
         self.stop, self.start = self._server.stop, self._server.start
         self.cleanup = self._server.cleanup
+        self.socket = Path(str(self.url.query["host"])) / ".s.PGSQL.5432"
+
+    def crash(self) -> None:
+        """An immediate shutdown: no checkpoint, no goodbye; the next start has to recover."""
+        postmaster = psutil.Process(self._server.get_pid())
+        postmaster.send_signal(signal.SIGQUIT)
+        postmaster.wait(10)
 
     def database(self) -> AbstractContextManager[URL]:
         return postgres_database(self.url)

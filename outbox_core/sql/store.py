@@ -41,7 +41,12 @@ LEAST_PATIENCE = 1.0  # seconds for an extension, however short the lease
 
 
 class Executor(Protocol):
-    """One connection in autocommit, which belongs to nobody else."""
+    """One connection in autocommit, which belongs to nobody else.
+
+    *keeps_settings*: what is set on its session stays there, and is nobody else's.
+    """
+
+    keeps_settings: bool = True
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
         """Run it and return its rows, if any; within a deadline."""
@@ -293,7 +298,7 @@ class SqlStore(ABC):
         executor = await self.open()
         assert self.dialect is not None, "a store that can open connections knows its database"
         try:
-            for statement in self.dialect.setup():
+            for statement in self.dialect.setup() if executor.keeps_settings else ():
                 await _insist(executor, statement)
         except BaseException:
             await executor.close()

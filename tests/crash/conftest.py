@@ -7,6 +7,14 @@ import pytest
 from sqlalchemy import URL
 
 from tests.crash.fleet import Fleet, Outbox
+from tests.databases import OwnServer
+
+
+@pytest.fixture(scope="session")
+def own_server() -> Iterator[OwnServer]:
+    """One that may be stopped, and is started again by whoever did."""
+    with OwnServer.running() as server:
+        yield server
 
 
 @pytest.fixture(params=["asyncpg"])

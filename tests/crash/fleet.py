@@ -15,7 +15,7 @@ import psutil
 from sqlalchemy import URL, Engine, MetaData, create_engine, func, select, text
 
 from outbox_sqlalchemy import OutboxBroker, make_outbox_tables
-from tests.crash.ledger import Ledger
+from tests.crash.ledger import Ledger, number_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ class Outbox:
 
     def __init__(self, url: URL, engine: Engine) -> None:
         self.url = url  # with the driver of the workers
-        self._engine = engine
+        self.engine = engine
         self.tables = make_outbox_tables(metadata := MetaData())
         metadata.create_all(engine)
         self._broker = OutboxBroker(outbox_table=self.tables, logger=None)
@@ -46,35 +46,40 @@ class Outbox:
         return cls(url, create_engine(sync, pool_pre_ping=True))
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.engine.dispose()
+
+    @property
+    def dsn(self) -> str:
+        """As workers are told it."""
+        return self.url.render_as_string(hide_password=False)
 
     def publish(self, *numbers: int, queue: str = "crash") -> None:
         """Publish all in one transaction."""
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             self._broker.publish_batch_sync(*numbers, queue=queue, session=connection)
 
     def live(self) -> int:
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return connection.scalar(select(func.count()).select_from(self.tables.outbox)) or 0
 
     def rows(self) -> list[dict[str, Any]]:
         """All live messages by id."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             rows = connection.execute(select(self.tables.outbox).order_by(self.tables.outbox.c.id))
             return [dict(row._mapping) for row in rows]
 
     def live_numbers(self) -> set[int]:
         """What was published and is neither acked nor dead."""
-        return {int(row["payload"]) for row in self.rows()}
+        return {number_in(row["payload"]) for row in self.rows()}
 
     def leased_numbers(self) -> set[int]:
         """What a worker holds, or took with it when it died."""
-        return {int(row["payload"]) for row in self.rows() if row["acquired_token"] is not None}
+        return {number_in(row["payload"]) for row in self.rows() if row["acquired_token"] is not None}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold a lock on every row, as an operator's open transaction would."""
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(select(self.tables.outbox.c.id).with_for_update())
             yield
 
@@ -87,15 +92,15 @@ class Outbox:
 
     def _sessions(self, which: str) -> int:
         query = f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {which}"
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return connection.scalar(text(query)) or 0
 
     def dead(self) -> dict[int, str]:
         """The reason of each dead message."""
         table = self.tables.dead_letters
         assert table is not None
-        with self._engine.connect() as connection:
-            return {int(row.payload): row.failure_reason for row in connection.execute(select(table))}
+        with self.engine.connect() as connection:
+            return {number_in(row.payload): row.failure_reason for row in connection.execute(select(table))}
 
 
 @dataclass
@@ -146,12 +151,12 @@ class Fleet:
     workers: list[Worker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.folder / "ledger.db")
+        self.ledger_file = self.folder / "ledger"
+        self.ledger = Ledger(self.ledger_file)
 
     def start(self, **orders: Any) -> Worker:
         """Start a process with these `worker.Orders`; it may not be ready yet."""
-        url = self.outbox.url.render_as_string(hide_password=False)
-        return self.run("tests.crash.worker", url=url, ledger=str(self.folder / "ledger.db"), **orders)
+        return self.run("tests.crash.worker", **{"url": self.outbox.dsn, "ledger": str(self.ledger_file), **orders})
 
     def run(self, module: str, **orders: Any) -> Worker:
         log = self.folder / f"{len(self.workers)}.log"
@@ -166,7 +171,8 @@ class Fleet:
     def started(self, *workers: Worker) -> None:
         """Wait until these, or all that are alive, consume."""
         for worker in workers or [worker for worker in self.workers if worker.alive]:
-            until(worker.started, 15, f"worker {worker.pid} consumes; it logged\n{worker.logged()}")
+            until(lambda worker=worker: worker.started() or not worker.alive, 30, f"worker {worker.pid} consumes")
+            assert worker.started(), f"worker {worker.pid} ended; it logged\n{worker.logged()}"
 
     def settled(self, within: float) -> float:
         """Wait until no message is left; the monotonic time."""

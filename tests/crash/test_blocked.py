@@ -73,7 +73,7 @@ def test_a_handler_that_lets_no_other_thread_run_is_ended_by_the_kernel(fleet: F
     outbox.publish(0, 1)
 
     assert stuck.ended(within=60) == -SIGVTALRM
-    assert "re.match" in stuck.logged() or "in handle" in stuck.logged()
+    assert "re.match" in stuck.logged() or "in work" in stuck.logged()
 
 
 def test_a_worker_that_is_killed_loses_its_message_to_another_within_twelve_seconds(

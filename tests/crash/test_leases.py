@@ -7,7 +7,7 @@ import pytest
 from tests.crash.fleet import Fleet, Outbox, until
 
 
-@pytest.mark.parametrize("backend", ["asyncpg", "sqlite"], indirect=True)
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 def test_a_handler_three_leases_long_runs_once_among_several_workers(fleet: Fleet, outbox: Outbox) -> None:
     for _ in range(3):
         fleet.start(options={"max_workers": 2, "lease_ttl_seconds": 1.0}, seconds=3.3)

@@ -1,7 +1,6 @@
-"""Connections that are cut, and a server that goes away and comes back."""
+"""Connections that are cut, and a server that goes away and comes back; the campaign does so to asyncpg."""
 
 import signal
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
@@ -16,13 +15,7 @@ CUTS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
           WHERE datname = %s AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
 
 
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[OwnServer]:
-    with OwnServer.running() as server:
-        yield server
-
-
-@pytest.mark.parametrize("backend", ["asyncpg", "psycopg"], indirect=True)
+@pytest.mark.parametrize("backend", ["psycopg"], indirect=True)
 def test_workers_whose_connections_are_cut_four_times_a_second_lose_nothing(
     fleet: Fleet, outbox: Outbox, server: URL
 ) -> None:
@@ -51,7 +44,7 @@ def test_workers_whose_connections_are_cut_four_times_a_second_lose_nothing(
     assert fleet.ledger.duplicates() <= 20
 
 
-@pytest.mark.parametrize("backend", ["asyncpg", "psycopg"], indirect=True)
+@pytest.mark.parametrize("backend", ["psycopg"], indirect=True)
 def test_workers_come_back_by_themselves_when_the_server_was_restarted(
     own_server: OwnServer, backend: str, tmp_path: Path
 ) -> None:

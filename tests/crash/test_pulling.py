@@ -11,8 +11,8 @@ MAX_DELIVERIES = 2
 def start(fleet: Fleet, *deadly: int, at_once: int) -> Worker:
     return fleet.run(
         "tests.crash.puller",
-        url=fleet.outbox.url.render_as_string(hide_password=False),
-        ledger=str(fleet.folder / "ledger.db"),
+        url=fleet.outbox.dsn,
+        ledger=str(fleet.ledger_file),
         gate=str(fleet.folder / "gate"),
         deadly=deadly,
         at_once=at_once,

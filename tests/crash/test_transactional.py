@@ -43,7 +43,7 @@ class Shop:
         worker = self.fleet.run(
             "tests.crash.transactional_worker",
             url=url.render_as_string(hide_password=False),
-            ledger=str(self.fleet.folder / "ledger.db"),
+            ledger=str(self.fleet.ledger_file),
             adapter=self.adapter,
             options={"lease_ttl_seconds": LEASE, **options},
         )

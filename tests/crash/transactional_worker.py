@@ -107,18 +107,16 @@ def on_django(orders: Orders) -> AbstractAsyncContextManager[object]:
     from outbox_django import OutboxBroker, OutboxMessage, OutboxResponse, publish
 
     broker = OutboxBroker(logger=None)
-    ledger_path = Path(orders.ledger)
+    ledger = Ledger(Path(orders.ledger))
 
     @broker.publisher("replies")
     @broker.subscriber("orders", transactional=True, **orders.options)
     def handle(n: int, message: OutboxMessage) -> OutboxResponse:
-        ledger = Ledger(ledger_path)  # SQLite's connections stay in their thread
         run = ledger.begin(n, message.deliveries)
         with connection.cursor() as cursor:
             cursor.execute(INSERT.replace(":n, :attempt", "%s, %s"), [n, message.attempt])
         publish(n, "mails")
         ledger.end(run)
-        ledger.close()
         return OutboxResponse(n, queue="chosen")
 
     return started(broker)

@@ -1,16 +1,18 @@
 """What a worker costs the application and the server: three connections of its own, and nothing of the pool."""
 
 import asyncio
+import gc
 from collections import Counter
 from typing import Any
 
 import asyncpg
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.pool import NullPool
 
+from outbox_core.errors import DatabaseUnavailable
 from outbox_sqlalchemy import OutboxBroker
 from outbox_sqlalchemy.connections import OwnConnection
 from tests.databases import execute, plain, postgres_database
@@ -314,3 +316,37 @@ async def test_the_workers_connections_go_to_the_engines_database(fresh_postgres
         await elsewhere.close()
 
     assert len(fresh_postgres.rows()) == 1
+
+
+async def test_a_connection_that_cannot_be_made_a_workers_own_is_closed(postgres: Place) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("not in autocommit")
+
+    engine = named_engine(postgres)
+    event.listen(engine.sync_engine, "set_connection_execution_options", refuse)
+
+    with pytest.raises(RuntimeError):
+        await OwnConnection.open(engine)
+
+    await until(lambda: connections(postgres), 0)
+
+
+async def test_a_connection_that_does_not_answer_what_process_it_has_is_closed(fresh_postgres: Place) -> None:
+    """As one does that is cut while it is looked at, but each time: the function of that name is another one."""
+    for statement in (
+        "CREATE SCHEMA first",
+        """CREATE FUNCTION first.pg_backend_pid() RETURNS integer LANGUAGE plpgsql
+           AS $$ BEGIN RAISE 'nobody knows' USING ERRCODE = 'admin_shutdown'; END $$""",
+        f"ALTER DATABASE {fresh_postgres.url.database} SET search_path = first, pg_catalog, public",
+    ):
+        fresh_postgres.run(statement)
+    broker = OutboxBroker(named_engine(fresh_postgres), outbox_table=fresh_postgres.tables, logger=None)
+
+    @broker.subscriber("orders")
+    async def handle(body: str) -> None: ...
+
+    with pytest.raises(DatabaseUnavailable, match="nobody knows"):
+        await broker.start()
+
+    await until(lambda: connections(fresh_postgres), 0)
+    gc.collect()
