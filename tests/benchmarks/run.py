@@ -15,7 +15,7 @@ def main() -> None:
         options["best"] = bool(options["best"])
     sys.stdout, figures = sys.stderr, sys.stdout  # handlers' logs must not mix with the result
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
-    work = getattr(importlib.import_module(f"tests.benchmarks.{system}"), workload)
+    work = getattr(importlib.import_module(f"tests.benchmarks.systems.{system}"), workload)
     result = _runner(bool(options.get("best")))(work(dsn, int(messages), **options))
     figures.write(result.as_json())
 

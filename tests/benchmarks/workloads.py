@@ -56,8 +56,11 @@ class Countdown:
         self._wall, self._cpu = perf_counter(), process_time()
 
     def one(self) -> None:
-        self.count += 1
-        if self.count == self.total:
+        self.more(1)
+
+    def more(self, count: int) -> None:
+        self.count += count
+        if self.count >= self.total and not self.done.is_set():
             self.wall, self.cpu = perf_counter() - self._wall, process_time() - self._cpu
             self.done.set()
 
@@ -73,6 +76,23 @@ async def timed(count: int, work: Callable[[int], Awaitable[object]]) -> float:
     for number in range(count):
         await work(number)
     return (perf_counter() - started) / count * 1e6
+
+
+class Adding:
+    """What a message adds to a transaction, in microseconds: with and without it, interleaved, as the disk's mood changes."""
+
+    ROUNDS = 5
+
+    def __init__(self, messages: int) -> None:
+        self._count = max(1, messages // self.ROUNDS)
+
+    async def measure(self, transaction: Callable[[int, bool], Awaitable[object]]) -> Result:
+        """*transaction*: takes a number, and whether to publish beside the domain row."""
+        alone = published = 0.0
+        for _ in range(self.ROUNDS):
+            alone += await timed(self._count, lambda number: transaction(number, False))
+            published += await timed(self._count, lambda number: transaction(number, True))
+        return Result({"adds µs": (published - alone) / self.ROUNDS})
 
 
 def percentile(values: list[float], share: float) -> float:

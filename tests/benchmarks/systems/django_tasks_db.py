@@ -3,7 +3,7 @@
 import os
 from time import perf_counter, process_time
 
-from tests.benchmarks.django_project import set_up
+from tests.benchmarks.systems.django_project import set_up
 from tests.benchmarks.workloads import Result, body
 
 TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend", "QUEUES": []}}
@@ -27,7 +27,7 @@ def _drain(messages: int) -> Result:
     from django.core.management import call_command
     from django.db import transaction
 
-    from tests.benchmarks.django_tasks_db_task import handle
+    from tests.benchmarks.systems.django_tasks_db_task import handle
 
     with transaction.atomic():
         for number in range(messages):

@@ -7,7 +7,7 @@ from faststream_outbox import OutboxBroker, make_outbox_table
 from sqlalchemy import MetaData, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from tests.benchmarks.workloads import Countdown, Result, body, empty_tables, timed, vacuum
+from tests.benchmarks.workloads import Adding, Countdown, Result, body, empty_tables, vacuum
 
 metadata = MetaData()
 outbox = make_outbox_table(metadata, "bench_peer")
@@ -27,13 +27,9 @@ async def publish_one(dsn: str, messages: int) -> Result:
             if publish:
                 await broker.publish(body(number), queue="orders", session=session)
 
-    alone = published = 0.0
-    rounds = 5
-    for _ in range(rounds):
-        alone += await timed(messages // rounds, lambda number: transaction(number, False))
-        published += await timed(messages // rounds, lambda number: transaction(number, True))
+    result = await Adding(messages).measure(transaction)
     await engine.dispose()
-    return Result({"adds µs": (published - alone) / rounds})
+    return result
 
 
 async def publish_batch(dsn: str, messages: int) -> Result:

@@ -7,7 +7,7 @@ from uuid import uuid4
 import asyncpg
 from sqlalchemy import make_url
 
-from tests.benchmarks import ours
+from tests.benchmarks.systems import ours
 from tests.benchmarks.workloads import Result, body
 
 CLAIM = """

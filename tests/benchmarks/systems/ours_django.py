@@ -5,7 +5,7 @@ from time import perf_counter
 
 from asgiref.sync import sync_to_async
 
-from tests.benchmarks.django_project import set_up
+from tests.benchmarks.systems.django_project import set_up
 from tests.benchmarks.workloads import Countdown, Result, body
 
 PER_TRANSACTION = 200  # so that commits, which cost the same for both, are not what is measured
