@@ -7,7 +7,7 @@ import pytest
 from tests.simulation.plans import stormy
 from tests.simulation.scenario import simulate
 
-STORMS = 40 * int(os.environ.get("OUTBOX_TEST_MORE", "1"))
+STORMS = 30 * int(os.environ.get("OUTBOX_TEST_MORE", "1"))
 
 
 @pytest.mark.parametrize("fleet", [1, 2])
