@@ -162,7 +162,7 @@ class Settler:
 
     def may_start(self, delivery: Delivery, options: ConsumerOptions) -> bool:
         """Whether a handler may begin with *delivery*; if not, it is forgotten or has its outcome."""
-        if monotonic() > delivery.lease_ends:
+        if delivery.lease_lost or monotonic() > delivery.lease_ends:
             self.forget(delivery)
             return False
         outcome = refuse(delivery, options)

@@ -299,15 +299,12 @@ class Consumer:
             self.give_back()
 
     async def _deliver(self, batch: list[Delivery]) -> None:
-        if self._settler.leases_unwatched():
-            await self._settler.catch_up()
-            batch = self._still_startable(batch)
-        startable = self._unbroken(batch)
+        startable = await self._startable(batch)
         suspects = [delivery for delivery in startable if delivery.suspect]
         normal = [delivery for delivery in startable if not delivery.suspect] if suspects else startable
-        if normal and self._isolation.closed:
+        while normal and self._isolation.closed:
             await self._isolation.opened()
-            normal = self._still_startable(normal)
+            normal = await self._startable(normal)
         if normal:
             self._isolation.enter()
             try:
@@ -316,6 +313,16 @@ class Consumer:
                 self._isolation.leave()
         for suspect in suspects:
             await self._deliver_alone(suspect)
+
+    async def _startable(self, batch: list[Delivery]) -> list[Delivery]:
+        """Those that may begin now: asked again after each wait, in which the worker may have been stopped or leases lost."""
+        if self._settler.leases_unwatched():
+            await self._settler.catch_up()
+        if self._stopping:
+            for delivery in batch:
+                self._settler.put(delivery, Release())
+            return []
+        return self._unbroken(batch)
 
     def _unbroken(self, batch: list[Delivery]) -> list[Delivery]:
         """Those that may begin. If one may not, neither may those that follow it in its key."""
@@ -330,19 +337,11 @@ class Consumer:
 
     async def _deliver_alone(self, suspect: Delivery) -> None:
         async with self._isolation.alone() as trusted:
-            if self._still_startable([suspect]) and await self._settler.begin(suspect):
+            if await self._startable([suspect]) and await self._settler.begin(suspect):
                 with trusted():
                     await self._run([suspect])
                     # Until its outcome is in the database, the next suspect's crash would be blamed on this one too.
                     await within(BLAME_PATIENCE, self._settler.written(suspect))
-
-    def _still_startable(self, batch: list[Delivery]) -> list[Delivery]:
-        """Those that may begin after a wait, in which the worker may have been stopped or leases lost."""
-        if self._stopping:
-            for delivery in batch:
-                self._settler.put(delivery, Release())
-            return []
-        return [delivery for delivery in batch if not delivery.lease_lost]
 
     async def _run(self, batch: list[Delivery]) -> None:
         if self.ack_first:

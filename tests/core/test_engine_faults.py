@@ -85,6 +85,51 @@ async def test_a_message_that_lost_its_lease_while_it_waited_for_a_suspect_is_no
     assert started == [b"suspect"]
 
 
+async def test_a_message_whose_lease_ran_out_while_it_waited_for_a_suspect_is_not_started(
+    store: FaultyStore, worker: Worker
+) -> None:
+    gate, started = asyncio.Event(), []
+    await become_suspects(store, "suspect")
+    await publish(store, "normal")
+
+    async def handle(delivery: Delivery) -> None:
+        started.append(delivery.payload)
+        await gate.wait()
+
+    worker.add(consumer(handle, max_workers=2, lease_ttl_seconds=1.0))
+    await until(lambda: started and len(worker._settler._held) == 2)
+    store.before = lambda call, bodies: _refuse(call == "extend")
+    store.give_to_another_worker("normal")
+    await until(lambda: all(monotonic() > delivery.lease_ends for delivery in worker._settler.leases()))
+    gate.set()
+    await until(lambda: not worker._settler.leases())
+
+    assert b"normal" not in started
+
+
+async def test_what_follows_a_lost_message_of_its_key_in_a_batch_is_not_started(
+    store: FaultyStore, worker: Worker
+) -> None:
+    gate = asyncio.Event()
+    handled: list[list[bytes]] = []
+    await become_suspects(store, "suspect")
+
+    async def handle(batch: Sequence[Delivery]) -> None:
+        handled.append([delivery.payload for delivery in batch])
+        await gate.wait()
+
+    worker.add(batch_consumer(handle, max_workers=2, lease_ttl_seconds=1.0))
+    await until(lambda: handled)
+    await store.insert([compose(body, "orders", key="a") for body in ("a1", "a2")], None)
+    await until(lambda: len(worker._settler.leases()) == 3)
+    store.give_to_another_worker("a1")
+    await until(lambda: len(worker._settler.leases()) == 2)
+    gate.set()
+    await until(lambda: not worker._settler.leases())
+
+    assert handled == [[b"suspect"]]
+
+
 async def test_a_suspect_whose_outcome_is_refused_does_not_keep_its_slot(
     store: FaultyStore, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,12 @@
 """Stores with one defect each, of the kinds that the machine has to find."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from outbox_core.memory import MemoryDeadLetter, MemoryLink, MemoryStore, _Row
+from outbox_core.memory import MemoryLink, MemoryStore, _Row
 from outbox_core.message import Delivery, NewMessage
 from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
 from outbox_core.store import KeyClaim, KeyWant, Settlement, Want
@@ -155,11 +155,6 @@ class DropsDeadLetters(Planted):
         pass
 
 
-class RedrivesTheLatestFirst(Planted):
-    def _put_back(self, letters: Iterable[MemoryDeadLetter]) -> None:
-        super()._put_back(reversed([*letters]))
-
-
 class RedrivesWithOldFailures(Planted):
     def _wake(self, row: _Row) -> None:
         attempts = row.attempts
@@ -190,7 +185,6 @@ DEFECTS = [
     BlamesWhatIsGivenBack,
     HaltsNoKey,
     DropsDeadLetters,
-    RedrivesTheLatestFirst,
     RedrivesWithOldFailures,
     ForgetsPauses,
 ]

@@ -26,14 +26,14 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 def test_memory(runner: asyncio.Runner) -> None:
-    check(MemoryGround(runner), seeds=6 * MORE)
+    check(MemoryGround(runner), seeds=5 * MORE)
 
 
 def test_sqlite(runner: asyncio.Runner, sqlite_template: Path, tmp_path: Path) -> None:
     shutil.copy(sqlite_template, tmp_path / "outbox.db")
     outbox = SqlAlchemyOutbox(create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'outbox.db'}"), TABLES)
     try:
-        check(SqlGround(runner, outbox), seeds=2 * MORE)
+        check(SqlGround(runner, outbox), seeds=MORE)
     finally:
         runner.run(outbox.close())
 

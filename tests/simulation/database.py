@@ -45,11 +45,13 @@ class Process:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.dead = asyncio.Event()
         self.told_to_stop = asyncio.Event()
+        self.died_at = float("inf")
         self.patience = 30.0  # seconds for handlers at a stop
 
     def kill(self) -> None:
         """Nothing of it has any effect from now on."""
         self.dead.set()
+        self.died_at = asyncio.get_running_loop().time()
         for task in self.tasks:
             task.cancel()
 

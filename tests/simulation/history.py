@@ -55,6 +55,11 @@ class History:
         """Runs of what had been done before."""
         return [run for run in self.runs if any(done.ended <= run.began for done in self.ended(run.name, "done"))]
 
+    def repeated_after(self, seconds: float) -> list[Run]:
+        """What was done so long before its process died or ended, and so could have been written, and is done again."""
+        done = [run for run in self.runs if run.end == "done" and run.ended < run.process.died_at - seconds]
+        return [one for one in done if any(run.began >= one.ended for run in self.of(one.name))]
+
     def wrongs(self, *, order: dict[str, list[str]], fails: dict[str, int], most_attempts: int) -> Iterator[str]:
         """*order*: the messages of each key. *fails*: how often a message fails before it does not."""
         yield from self._beside_a_suspect()

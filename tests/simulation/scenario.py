@@ -50,7 +50,9 @@ class Report:
 
 
 class Simulation:
-    def __init__(self, choose: Chooser) -> None:
+    """*fleet*: how many processes there are at once."""
+
+    def __init__(self, choose: Chooser, *, fleet: int) -> None:
         loop = asyncio.get_running_loop()
         loop.set_task_factory(owning_task)
         self.time = loop.time
@@ -58,6 +60,7 @@ class Simulation:
         self.store = MemoryStore(lambda: beginning + timedelta(seconds=loop.time() - BEGINNING))
         self.database = Database(self.store, choose)
         self.history = History()
+        self.fleet = fleet
         self.starts = 0
         self.errors: list[str] = []  # of the engine's own
         loop.set_exception_handler(lambda loop, context: self.errors.append(f"{context['message']}: {context}"))
@@ -67,7 +70,8 @@ class Simulation:
             await self._publish(names, key)
         await self._publish(FREE, None)
         late = asyncio.create_task(self._publish_late())
-        in_time = await within(PATIENCE, self._supervise(asyncio.create_task(self._handled(late))))
+        handled = asyncio.create_task(self._handled(late))
+        in_time = await within(PATIENCE, asyncio.gather(*(self._supervise(handled) for _ in range(self.fleet))))
         wrongs = [*self._wrongs(), *([] if in_time else [f"not all was handled within {PATIENCE:g} seconds"])]
         return Report(
             calls=self.database.calls,
@@ -105,7 +109,7 @@ class Simulation:
     # Processes
 
     async def _supervise(self, handled: asyncio.Task[None]) -> None:
-        """Start one process after the other until everything is handled; the last one stops in order."""
+        """Start one process after the other until everything is handled. The last one stops in order."""
         while not handled.done():
             self.starts += 1
             process = Process(self.starts)
@@ -168,15 +172,15 @@ class Simulation:
             raise ValueError(run.name)
 
 
-def simulate(choose: Chooser, *, seed: int = 0) -> Report:
+def simulate(choose: Chooser, *, seed: int = 0, fleet: int = 1) -> Report:
     """One simulation, the same for the same arguments."""
     random.seed(seed)
     with virtual_time() as runner:
-        return runner.run(_simulate(choose))
+        return runner.run(_simulate(choose, fleet))
 
 
-async def _simulate(choose: Chooser) -> Report:
-    simulation = Simulation(choose)
+async def _simulate(choose: Chooser, fleet: int) -> Report:
+    simulation = Simulation(choose, fleet=fleet)
     with errors_in_log(simulation.errors):
         return await simulation.run()
 

@@ -2,14 +2,17 @@
 
 import os
 
+import pytest
+
 from tests.simulation.plans import stormy
 from tests.simulation.scenario import simulate
 
-STORMS = 80 * int(os.environ.get("OUTBOX_TEST_MORE", "1"))
+STORMS = 30 * int(os.environ.get("OUTBOX_TEST_MORE", "1"))
 
 
-def test_nothing_is_lost_in_a_storm() -> None:
+@pytest.mark.parametrize("fleet", [1, 2])
+def test_nothing_is_lost_in_a_storm(fleet: int) -> None:
     for seed in range(STORMS):
-        report = simulate(stormy(seed), seed=seed)
+        report = simulate(stormy(seed), seed=seed, fleet=fleet)
 
-        assert not report.wrongs, f"simulate(stormy({seed}), seed={seed})\n{report}"
+        assert not report.wrongs, f"simulate(stormy({seed}), seed={seed}, fleet={fleet})\n{report}"
