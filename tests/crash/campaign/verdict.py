@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
-from operator import itemgetter
 from statistics import median
 
 from sqlalchemy import func, select
@@ -169,7 +168,7 @@ class _Evidence:
         """The longest time from the death of a worker to the next claim of a message that it held.
 
         A worker may have died of its claim before it could write that down, so what counts is the last death that the
-        message may have suffered. After the lease, time counts while somebody is there who could claim.
+        message may have suffered.
         """
         claims = defaultdict(list)
         for claim in self._site.fleet.ledger.claims():
@@ -181,24 +180,8 @@ class _Evidence:
                 died = self._died.get(first.pid, inf)
                 if first.moment < died < later.moment:
                     again = [death for death in unseen if died + self._kept() < death < later.moment]
-                    waits.append(self._waited(max([died, *again]), later.moment))
+                    waits.append(later.moment - max([died, *again]))
         return max(waits, default=None)
-
-    def _waited(self, died: float, claimed: float) -> float:
-        expired = died + self._site.size.lease
-        return claimed - died if claimed < expired else expired - died + self._manned(expired, claimed)
-
-    def _manned(self, since: float, until: float) -> float:
-        """Seconds of this time in which at least one process had begun to claim and was alive."""
-        born: dict[int, float] = {}
-        for ask in self._site.fleet.ledger.asks():
-            born.setdefault(ask.pid, ask.moment)
-        manned, reached = 0.0, since
-        for pid, begun in sorted(born.items(), key=itemgetter(1)):
-            end = min(until, self._died.get(pid, inf))
-            manned += max(0.0, end - max(reached, begun))
-            reached = max(reached, end)
-        return manned
 
     def _unseen_deaths(self) -> list[float]:
         """Of workers that had asked for messages, and nobody knows what they got."""
