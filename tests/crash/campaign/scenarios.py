@@ -182,7 +182,7 @@ POISON_EXIT = Scenario(
     handling={**HANDLING, "deadly": tuple(range(100, 112))},
     options={"max_deliveries": 3},
     poison=dict.fromkeys(range(100, 112), "max_deliveries"),
-    limits=Limits(duplicates=None, dead=12),
+    limits=Limits(duplicates=None, late=None, dead=12),  # whoever could claim it next dies of other poison first
 )
 
 POISON_HANG = Scenario(
