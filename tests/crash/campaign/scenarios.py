@@ -271,6 +271,9 @@ BLOCKED_KEY = replace(
 )
 
 
+_SETTLEMENT = ("handled", "settling", "settled")  # points to which a transactional message does not come
+
+
 def transactional(scenario: Scenario) -> Scenario:
     """The same, where handlers write into the outbox's database and in the transaction that ends their message."""
     return replace(
@@ -279,6 +282,7 @@ def transactional(scenario: Scenario) -> Scenario:
         story=f"{scenario.story}; transactional handlers",
         handling={**scenario.handling, "transactional": True},
         limits=replace(scenario.limits, duplicates=None),
+        mortal=tuple(point for point in scenario.mortal if point not in _SETTLEMENT),
     )
 
 
