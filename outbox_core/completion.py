@@ -28,6 +28,7 @@ logger = logging.getLogger("outbox")
 TRIES = 10  # runs at least that end in a conflict before that counts as a failure of the handler's
 PATIENCE = 5.0  # seconds for which they go on at least: where many want the same row, short runs lose more often
 TURN_AFTER = 3  # lost runs; then nobody else of the same consumer begins before this one has come through
+DEADLINE = 10.0  # seconds for a transaction to end after its handler has
 PAUSE = 0.01  # seconds at most between two runs; whoever waits longer loses to those that begin meanwhile
 
 # Opens the transaction in which a batch is handled. It commits on a normal exit, otherwise it rolls back and raises.
@@ -106,10 +107,16 @@ async def _run(
     undone: the message comes back at once, and nothing has failed. A commit that fails, or whose answer is lost, counts as
     a failure of the handler; if it took place after all, the rows are gone, so that nothing is repeated.
     """
+    end = _End(store)
     try:
         async with store.transaction() if transaction is None else transaction(batch) as session:
-            with _opened(store, session, batch):
-                await handle(batch)
+            try:
+                with _opened(store, session, batch):
+                    await handle(batch)
+            except asyncio.CancelledError:  # in the middle of a statement, perhaps
+                await end.begin(session)
+                raise
+            await end.begin(session)
             if not await _complete(store, batch, session):
                 raise _RolledBack
     except _RolledBack:
@@ -122,6 +129,30 @@ async def _run(
         raise
     else:
         _mark(batch, "committed")
+    finally:
+        end.over()
+
+
+class _End:
+    """What is left of a transaction when its handler has ended is ours, and has a deadline as every statement of ours.
+
+    A statement that is cancelled does not end on a connection that is silent, nor does a rollback; so that is cut off.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def begin(self, session: object) -> None:
+        try:
+            cut = await self._store.cutter(session)
+        except Exception:  # it has no connection any more, on which anything could wait
+            return
+        self._timer = asyncio.get_running_loop().call_later(DEADLINE, cut)
+
+    def over(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 @contextmanager

@@ -132,6 +132,9 @@ class MemoryStore:
             _transaction(session).add(partial(self._rows.pop, row.id, None))
         return {row.id for row in ours}
 
+    async def cutter(self, session: object) -> Callable[[], None]:
+        return lambda: None
+
     def is_conflict(self, error: Exception) -> bool:
         return False  # nobody waits for anybody here
 

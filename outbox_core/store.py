@@ -227,6 +227,12 @@ class Store(Protocol):
         If one was not, the caller rolls back: what its handler wrote is somebody else's to write.
         """
 
+    async def cutter(self, session: object) -> Callable[[], None]:
+        """What ends, when called on the event loop, the wait of whatever waits for the server on *session*.
+
+        Its transaction is lost then. Where nothing can wait for a server, it does nothing.
+        """
+
     def is_conflict(self, error: Exception) -> bool:
         """Whether *error* is the database's choice of one transaction among several, so that another try may go well."""
 

@@ -132,7 +132,7 @@ class OwnConnection(Executor):
     async def close(self) -> None:
         """Close it in its thread; if that still waits for the database, end the wait first."""
         if self._running is not None and not self._running.done():
-            self._interrupt()
+            cut(self._wrapper)
         if not self._closed:
             self._closed = True
             closed = asyncio.wrap_future(self._thread.submit(self._close))
@@ -146,14 +146,15 @@ class OwnConnection(Executor):
         except Exception:  # whatever is wrong with it, it is over
             logger.debug("closing a connection failed", exc_info=True)
 
-    def _interrupt(self) -> None:
-        """From another thread: whatever waits for the server sees the end of the connection."""
-        driver: Any = None if self._wrapper is None else self._wrapper.connection
-        with suppress(Exception):  # the driver may be half-way through its own end
-            if hasattr(driver, "interrupt"):  # SQLite's
-                driver.interrupt()
-            elif hasattr(driver, "fileno"):
-                hang_up(driver.fileno())
+
+def cut(wrapper: BaseDatabaseWrapper | None) -> None:
+    """From another thread: whatever waits for the server sees the end of the connection."""
+    driver: Any = None if wrapper is None else wrapper.connection
+    with suppress(Exception):  # the driver may be half-way through its own end
+        if hasattr(driver, "interrupt"):  # SQLite's
+            driver.interrupt()
+        elif hasattr(driver, "fileno"):
+            hang_up(driver.fileno())
 
 
 class BorrowedConnection(Executor):

@@ -20,7 +20,7 @@ from outbox_core.sql import Dialect, Maker, Row, SqlStore, dialect_for
 from outbox_core.sql.refusals import GRANTS, first_line, is_forbidden, is_read_only, is_schema_refused
 from outbox_core.sql.store import SqlLink
 from outbox_core.store import Link, Listener, OnCommit
-from outbox_django.connections import BorrowedConnection, OwnConnection, database_settings
+from outbox_django.connections import BorrowedConnection, OwnConnection, cut, database_settings
 from outbox_django.errors import ReadOnlyDatabase
 from outbox_django.lanes import Lane, current_lane, in_thread, in_threads
 from outbox_django.listen import listen_on
@@ -28,12 +28,20 @@ from outbox_django.settings import outbox_settings
 from outbox_django.statements import execute
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class AtomicBlock:
     """A transaction that is open in a lane; what `session` is while a transactional handler runs."""
 
     alias: str
     lane: Lane
+    connection: BaseDatabaseWrapper | None = None  # the lane's, in whose thread alone it is used
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """`atomic()`, in the lane's thread."""
+        with atomic(using=self.alias):
+            self.connection = connections[self.alias]
+            yield
 
 
 class DjangoStore(SqlStore):
@@ -196,11 +204,14 @@ class DjangoStore(SqlStore):
         block = AtomicBlock(self.alias, lane or own)  # type: ignore[arg-type]  # one of them is there
         try:
             with block.lane.entered():
-                async with in_threads(atomic(using=block.alias)):
+                async with in_threads(block.opened()):
                     yield block
         finally:
             if own is not None:
                 await own.close()
+
+    async def cutter(self, session: object) -> Callable[[], None]:
+        return partial(cut, session.connection if isinstance(session, AtomicBlock) else None)
 
     # Connections of a worker's own
 

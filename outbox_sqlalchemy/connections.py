@@ -68,13 +68,8 @@ class OwnConnection:
         return self.sqlalchemy.dialect.get_driver_connection(self._dbapi)
 
     def cut(self) -> None:
-        """End the wait of whatever waits for the server; the connection is lost. SQLite has no server, and no such wait."""
-        driver = self.driver
-        with suppress(Exception):  # it may be half-way through its own end
-            if hasattr(driver, "terminate"):  # asyncpg's
-                driver.terminate()
-            elif hasattr(driver, "fileno"):
-                hang_up(driver.fileno())
+        """End the wait of whatever waits for the server; the connection is lost."""
+        cut(self.driver)
 
     async def close(self) -> None:
         """Close it, without waiting for a dead peer; never raises.
@@ -89,6 +84,15 @@ class OwnConnection:
         # Nothing is left to roll back, which is what a plain close would try on the closed connection.
         await asyncio.gather(self.sqlalchemy.invalidate(), return_exceptions=True)
         await asyncio.gather(self.sqlalchemy.close(), return_exceptions=True)
+
+
+def cut(driver: Any) -> None:
+    """End the wait of whatever waits for the server on a driver's connection. SQLite has no server, and no such wait."""
+    with suppress(Exception):  # it may be half-way through its own end
+        if hasattr(driver, "terminate"):  # asyncpg's
+            driver.terminate()
+        elif hasattr(driver, "fileno"):
+            hang_up(driver.fileno())
 
 
 def _detach(connection: Connection) -> None:

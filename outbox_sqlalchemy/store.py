@@ -39,7 +39,7 @@ from outbox_core.sql.refusals import (
 from outbox_core.sql.remember import remembered
 from outbox_core.store import Listener, OnCommit
 from outbox_sqlalchemy.commits import after_commit
-from outbox_sqlalchemy.connections import OwnConnection
+from outbox_sqlalchemy.connections import OwnConnection, cut
 from outbox_sqlalchemy.listen import listen_on
 from outbox_sqlalchemy.poolers import look_out
 from outbox_sqlalchemy.sessions import (
@@ -131,6 +131,12 @@ class SqlAlchemyStore(SqlStore):
     async def transaction(self) -> AsyncIterator[AsyncSession]:
         async with AsyncSession(self._engine) as session, session.begin():
             yield session
+
+    async def cutter(self, session: object) -> Callable[[], None]:
+        connection = asynchronous(session)
+        if isinstance(connection, AsyncSession):
+            connection = await connection.connection()
+        return partial(cut, (await connection.get_raw_connection()).driver_connection)
 
     def _run_on(self, make: Maker, connection: Connection) -> Sequence[Sequence[Row]]:
         check_same_database(connection, self.engine)

@@ -14,7 +14,6 @@ ALONE = "tests/crash/"
 # Their module fixtures cost more than is gained by sharing their tests out.
 WHOLE = (
     "tests/contract/test_silence.py",
-    "tests/contract/test_silence.py",
     "tests/django/test_same_table.py",
     "tests/faststream/test_ping.py",
     "tests/sqlalchemy/test_plans.py",

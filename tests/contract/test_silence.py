@@ -1,7 +1,8 @@
 """Connections that are dead and were never closed: their server answers nothing, and says nothing of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
 from time import monotonic
 
 import pytest
@@ -11,7 +12,8 @@ from outbox_core.envelope import compose
 from outbox_core.events import Event, LeaseLost
 from outbox_core.message import Delivery
 from tests.contract.conftest import POSTGRESQL, Work, working
-from tests.contract.harness import METADATA, TABLES, DjangoOutbox, SqlAlchemyOutbox, SqlOutbox, consumer, until
+from tests.contract.harness import METADATA, TABLES, DjangoOutbox, SqlAlchemyOutbox, SqlOutbox, bodies, consumer, until
+from tests.contract.test_completion import transactional
 from tests.databases import OwnServer, backends, frozen, with_driver
 
 
@@ -73,6 +75,60 @@ async def test_a_worker_whose_connections_are_all_silent_goes_on_in_time_and_kee
     assert took < 20
     assert started == ["slow", "next"]
     assert not any(isinstance(event, LeaseLost) for event in events)
+
+
+async def test_a_transaction_whose_end_falls_silent_is_given_up_in_time_and_run_again(
+    lonely_outbox: SqlOutbox, work_lonely: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox_core.completion.DEADLINE", 1.0)
+
+    async def nothing_more(delivery: Delivery) -> None: ...
+
+    await _is_run_again(lonely_outbox, work_lonely, nothing_more)
+
+
+@pytest.mark.parametrize(
+    "lonely_outbox", ["asyncpg", "psycopg"], indirect=True
+)  # Django's run in threads: nobody cuts them
+async def test_so_is_one_whose_handler_waits_in_silence_for_longer_than_it_may(
+    lonely_outbox: SqlOutbox, work_lonely: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox_core.completion.DEADLINE", 1.0)
+
+    async def another_statement(delivery: Delivery) -> None:
+        await lonely_outbox.store.insert([compose("mail", "mails")], delivery.session)
+
+    await _is_run_again(lonely_outbox, work_lonely, another_statement, handler_timeout=2.0)
+
+
+async def _is_run_again(
+    outbox: SqlOutbox, work: Work, after: Callable[[Delivery], Awaitable[None]], **options: object
+) -> None:
+    """All connections fall silent in a transactional handler, which does *after* and ends."""
+    runs: list[str] = []
+
+    async def handle(batch: Sequence[Delivery]) -> None:
+        (delivery,) = batch
+        runs.append(delivery.payload.decode())
+        await outbox.store.insert([compose("mail", "mails")], delivery.session)
+        if runs == ["first", "silent"]:
+            silence.enter_context(frozen(*backends(outbox.engine.url)))
+            await after(delivery)
+
+    with ExitStack() as silence:
+        await work(transactional(outbox.store, handle, **options))
+        await outbox.publish(compose("first", "orders"))
+        await until(lambda: runs == ["first"])
+        await outbox.publish(compose("silent", "orders"))
+        await until(lambda: runs == ["first", "silent", "silent"], within=30)
+        await until(lambda: _handled(outbox), within=30)
+
+    assert bodies(await outbox.pending()) == ["mail", "mail"]
+    assert await outbox.dead_letters() == []
+
+
+async def _handled(outbox: SqlOutbox) -> bool:
+    return "silent" not in bodies(await outbox.pending())
 
 
 async def _all_gone(outbox: SqlOutbox) -> bool:

@@ -281,6 +281,8 @@ def transactional(scenario: Scenario) -> Scenario:
         name=f"{scenario.name}-tx",
         story=f"{scenario.story}; transactional handlers",
         handling={**scenario.handling, "transactional": True},
+        # What a handler asks of a silent connection waits as long as its author allows.
+        options={**scenario.options, "handler_timeout": 5.0} if scenario is SILENCE else scenario.options,
         limits=replace(scenario.limits, duplicates=None),
         mortal=tuple(point for point in scenario.mortal if point not in _SETTLEMENT),
     )
