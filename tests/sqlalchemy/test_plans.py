@@ -189,7 +189,9 @@ def test_a_look_at_keys_reads_no_more_of_a_key_than_it_may_claim(keyed: psycopg.
     nodes = explain(keyed, DIALECT.look_at_keys(KeyWant("orders", 500, 100, keys=50)), analyze=True)
 
     assert indexes(nodes) == {"outbox_key_idx", "outbox_held_idx"}
-    assert kinds(nodes).isdisjoint({"Seq Scan", "Sort"})
+    assert "Seq Scan" not in kinds(nodes)
+    # What was found is put in order to be answered; since PostgreSQL 16 an aggregate's ORDER BY is a node of the plan.
+    assert [node["Sort Key"] for node in nodes if node["Node Type"] == "Sort"] in ([], [["lane.hop"]])
     assert max(node["Actual Rows"] for node in nodes if node["Node Type"] == "Index Scan") <= 8
     probes = [node for node in nodes if node.get("Index Name") == "outbox_held_idx"]
     assert sum(node["Actual Loops"] for node in probes) == 100  # none of the key that waits, and one each of the others
