@@ -249,7 +249,6 @@ class Dialect(ABC):
     ) -> Sequence[Statement]:
         """What comes back are counts, in rows of one, whose sum is how many."""
 
-    @abstractmethod
     def past_retention(
         self,
         queue: str | None,
@@ -259,6 +258,30 @@ class Dialect(ABC):
         older_than: timedelta,
     ) -> Sequence[Statement]:
         """The first of those that `redrive` would put back and that failed longer ago: `id, message_id, queue, seconds`."""
+        texts = [self._first_past("last_attempt_at", self._parked)]
+        if self.tables.dead_letters is not None:
+            texts.append(self._first_past("failed_at", self._unparked(self.tables.sql(self.tables.dead_letters))))
+        parameters = {**self._filter(queue, key, ids, reason), "age": older_than.total_seconds()}
+        return [Statement(text, parameters) for text in texts]
+
+    @abstractmethod
+    def _filter(
+        self, queue: str | None, key: str | None, ids: Sequence[int] | None, reason: str | None
+    ) -> dict[str, object]:
+        """The parameters of `_parked` and `_unparked`."""
+
+    @property
+    @abstractmethod
+    def _parked(self) -> str:
+        """FROM and WHERE of those that `redrive` would put back from the outbox table."""
+
+    @abstractmethod
+    def _unparked(self, table: str) -> str:
+        """FROM and WHERE of those that it would put back from the *table* of the dead letters."""
+
+    @abstractmethod
+    def _first_past(self, failed_at: str, of: str) -> str:
+        """The first *of* those by id for whose column *failed_at* more than `:age` seconds have passed."""
 
     @abstractmethod
     def release_key(self, queue: str, key: str) -> Sequence[Statement]:

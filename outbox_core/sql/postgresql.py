@@ -574,13 +574,7 @@ class PostgreSQL(Dialect):
         *,
         dry_run: bool,
     ) -> Sequence[Statement]:
-        parameters = {
-            "queue": queue,
-            "key": key,
-            "ids": None if ids is None else list(ids),
-            "reason": reason,
-            "limit": limit,
-        }
+        parameters = {**self._filter(queue, key, ids, reason), "limit": limit}
         both = [self._redrive_parked(dry_run=dry_run)]
         if self.tables.dead_letters is not None:
             both.insert(0, self._redrive_dead(self.tables.sql(self.tables.dead_letters), dry_run=dry_run))
@@ -588,33 +582,17 @@ class PostgreSQL(Dialect):
             Statement(text, parameters if dry_run else {**parameters, "channel": self.tables.channel}) for text in both
         ]
 
-    def past_retention(
-        self,
-        queue: str | None,
-        key: str | None,
-        ids: Sequence[int] | None,
-        reason: str | None,
-        older_than: timedelta,
-    ) -> Sequence[Statement]:
-        parameters = {
-            "queue": queue,
-            "key": key,
-            "ids": None if ids is None else list(ids),
-            "reason": reason,
-            "age": older_than.total_seconds(),
-        }
+    def _filter(
+        self, queue: str | None, key: str | None, ids: Sequence[int] | None, reason: str | None
+    ) -> dict[str, object]:
+        return {"queue": queue, "key": key, "ids": None if ids is None else list(ids), "reason": reason}
 
-        def first(failed_at: str, of: str) -> str:
-            age = f"statement_timestamp() - {failed_at}"
-            return f"""SELECT id, message_id, queue, CAST(extract(epoch FROM {age}) AS float8)
-                {of} AND {age} > make_interval(secs => CAST(:age AS float8))
-                ORDER BY id
-                LIMIT 1"""
-
-        texts = [first("last_attempt_at", self._parked)]
-        if self.tables.dead_letters is not None:
-            texts.append(first("failed_at", self._unparked(self.tables.sql(self.tables.dead_letters))))
-        return [Statement(text, parameters) for text in texts]
+    def _first_past(self, failed_at: str, of: str) -> str:
+        age = f"statement_timestamp() - {failed_at}"
+        return f"""SELECT id, message_id, queue, CAST(extract(epoch FROM {age}) AS float8)
+            {of} AND {age} > make_interval(secs => CAST(:age AS float8))
+            ORDER BY id
+            LIMIT 1"""
 
     _picked = """(CAST(:queue AS text) IS NULL OR queue = CAST(:queue AS text))
               AND (CAST(:key AS text) IS NULL OR key = CAST(:key AS text))

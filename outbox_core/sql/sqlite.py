@@ -393,13 +393,7 @@ class SQLite(Dialect):
         *,
         dry_run: bool,
     ) -> Sequence[Statement]:
-        parameters: dict[str, object] = {
-            "queue": queue,
-            "key": key,
-            "reason": reason,
-            "ids": None if ids is None else json.dumps(list(ids)),
-            "limit": -1 if limit is None else limit,
-        }
+        parameters = {**self._filter(queue, key, ids, reason), "limit": -1 if limit is None else limit}
         statements = self._redrive_parked(parameters, dry_run=dry_run)
         if self.tables.dead_letters is None:
             return statements
@@ -408,32 +402,16 @@ class SQLite(Dialect):
             *statements,
         ]
 
-    def past_retention(
-        self,
-        queue: str | None,
-        key: str | None,
-        ids: Sequence[int] | None,
-        reason: str | None,
-        older_than: timedelta,
-    ) -> Sequence[Statement]:
-        parameters: dict[str, object] = {
-            "queue": queue,
-            "key": key,
-            "ids": None if ids is None else json.dumps(list(ids)),
-            "reason": reason,
-            "age": -older_than.total_seconds(),
-        }
+    def _filter(
+        self, queue: str | None, key: str | None, ids: Sequence[int] | None, reason: str | None
+    ) -> dict[str, object]:
+        return {"queue": queue, "key": key, "ids": None if ids is None else json.dumps(list(ids)), "reason": reason}
 
-        def first(failed_at: str, of: str) -> str:
-            return f"""SELECT id, message_id, queue, (julianday({NOW}) - julianday({failed_at})) * 86400.0
-                {of} AND {failed_at} < {_in(":age")}
-                ORDER BY id
-                LIMIT 1"""
-
-        texts = [first("last_attempt_at", self._parked)]
-        if self.tables.dead_letters is not None:
-            texts.append(first("failed_at", self._unparked(self.tables.sql(self.tables.dead_letters))))
-        return [Statement(text, parameters) for text in texts]
+    def _first_past(self, failed_at: str, of: str) -> str:
+        return f"""SELECT id, message_id, queue, (julianday({NOW}) - julianday({failed_at})) * 86400.0
+            {of} AND {failed_at} < {_in("-:age")}
+            ORDER BY id
+            LIMIT 1"""
 
     _picked = """(:queue IS NULL OR queue = :queue) AND (:key IS NULL OR key = :key)
               AND (:reason IS NULL OR failure_reason = :reason)"""
