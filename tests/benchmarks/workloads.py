@@ -95,6 +95,10 @@ class Adding:
         return Result({"adds µs": (published - alone) / self.ROUNDS})
 
 
-def percentile(values: list[float], share: float) -> float:
+def percentiles(milliseconds: list[float]) -> Result:
+    return Result({f"p{share * 100:.0f} ms": _percentile(milliseconds, share) for share in (0.5, 0.95, 0.99)})
+
+
+def _percentile(values: list[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]

@@ -64,12 +64,11 @@ async def test_a_suspect_is_settled_before_the_next_one_begins(store: FaultyStor
     ]
 
 
-async def test_a_message_that_lost_its_lease_while_it_waited_for_a_suspect_is_not_started(
-    store: FaultyStore, worker: Worker
-) -> None:
-    gate, started = asyncio.Event(), []
+async def run_a_suspect_beside(body: str, store: FaultyStore, worker: Worker) -> tuple[asyncio.Event, list[bytes]]:
+    """A suspect whose handler waits for the event, and one that is held and waits for it; the bodies that have begun."""
+    gate, started = asyncio.Event(), list[bytes]()
     await become_suspects(store, "suspect")
-    await publish(store, "normal")
+    await publish(store, body)
 
     async def handle(delivery: Delivery) -> None:
         started.append(delivery.payload)
@@ -77,6 +76,13 @@ async def test_a_message_that_lost_its_lease_while_it_waited_for_a_suspect_is_no
 
     worker.add(consumer(handle, max_workers=2, lease_ttl_seconds=1.0))
     await until(lambda: started and len(worker._settler._held) == 2)
+    return gate, started
+
+
+async def test_a_message_that_lost_its_lease_while_it_waited_for_a_suspect_is_not_started(
+    store: FaultyStore, worker: Worker
+) -> None:
+    gate, started = await run_a_suspect_beside("normal", store, worker)
     store.give_to_another_worker("normal")
     await until(lambda: len(worker._settler._held) == 1)
     gate.set()
@@ -88,16 +94,7 @@ async def test_a_message_that_lost_its_lease_while_it_waited_for_a_suspect_is_no
 async def test_a_message_whose_lease_ran_out_while_it_waited_for_a_suspect_is_not_started(
     store: FaultyStore, worker: Worker
 ) -> None:
-    gate, started = asyncio.Event(), []
-    await become_suspects(store, "suspect")
-    await publish(store, "normal")
-
-    async def handle(delivery: Delivery) -> None:
-        started.append(delivery.payload)
-        await gate.wait()
-
-    worker.add(consumer(handle, max_workers=2, lease_ttl_seconds=1.0))
-    await until(lambda: started and len(worker._settler._held) == 2)
+    gate, started = await run_a_suspect_beside("normal", store, worker)
     store.before = lambda call, bodies: _refuse(call == "extend")
     (normal,) = [delivery for delivery in worker._settler.leases() if not delivery.suspect]
     store.give_to_another_worker("normal")

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,7 +12,6 @@ import psycopg
 import pytest
 from sqlalchemy import URL, MetaData, create_engine
 
-from outbox_core.message import Delivery
 from outbox_core.outcome import Ack, DeadLetter, Retry
 from outbox_core.schema import Tables
 from outbox_core.sql.dialect import Settlements, Statement
@@ -20,6 +19,7 @@ from outbox_core.sql.postgresql import PostgreSQL
 from outbox_core.sql.sqlite import SQLite
 from outbox_core.store import Band, KeyWant, Settlement, Want
 from outbox_sqlalchemy import make_inbox_table, make_outbox_tables
+from tests.core.deliveries import delivery
 from tests.databases import plain, postgres_database
 
 DIALECT = PostgreSQL(Tables("outbox", dead_letters="outbox_dlq", queues="outbox_queues"))
@@ -240,26 +240,6 @@ def test_an_inbox_is_purged_by_its_index(database: URL) -> None:
     assert indexes(nodes) == {"outbox_inbox_received_idx", "outbox_inbox_pkey"}
     assert "Sort" not in kinds(nodes)
     assert max(node["Actual Rows"] for node in nodes) == 100
-
-
-def delivery(id: int) -> Delivery:
-    now = datetime.now(UTC)
-    return Delivery(
-        id=id,
-        message_id=uuid4(),
-        queue="queue-1",
-        key=None,
-        payload=b"x",
-        headers={},
-        priority=0,
-        attempts=0,
-        deliveries=0,
-        created_at=now,
-        first_attempt_at=None,
-        due_at=now,
-        claimed_at=now,
-        token=uuid4(),
-    )
 
 
 def explain(

@@ -13,7 +13,7 @@ from sqlalchemy import MetaData, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from outbox_sqlalchemy import OutboxBroker, make_outbox_table
-from tests.benchmarks.workloads import Countdown, Result, body, empty_tables, percentile, timed, vacuum
+from tests.benchmarks.workloads import Countdown, Result, body, empty_tables, percentiles, timed, vacuum
 
 metadata = MetaData()
 outbox = make_outbox_table(metadata, "bench_ours")
@@ -112,13 +112,7 @@ async def drain_processes(dsn: str, messages: int, *, processes: int, computing:
     engine = await prepare(dsn)
     await fill(OutboxBroker(engine, outbox_table=outbox), messages)
     await vacuum(engine, "bench_ours")
-    command = [sys.executable, "-m", "tests.benchmarks.systems.ours_worker", dsn, str(computing)]
-    workers = [
-        await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(processes)
-    ]
-    for worker in workers:
-        await _line_of(worker)
+    workers = await asyncio.gather(*(_worker(dsn, computing) for _ in range(processes)))
     started = perf_counter()
     for worker in workers:
         _tell(worker, "go")
@@ -223,6 +217,8 @@ async def together(dsn: str, messages: int, *, worker: int) -> Result:
     sizes: list[tuple[float, int]] = []
     dead: list[int] = []
     helper = await _worker(dsn) if worker else None
+    if helper is not None:
+        _tell(helper, "go")
     started = perf_counter()
     count = 0
 
@@ -265,12 +261,11 @@ async def together(dsn: str, messages: int, *, worker: int) -> Result:
     return Result(figures)
 
 
-async def _worker(dsn: str) -> asyncio.subprocess.Process:
-    """A worker in a process of its own, running."""
-    command = [sys.executable, "-m", "tests.benchmarks.systems.ours_worker", dsn, "0"]
+async def _worker(dsn: str, computing: int = 0) -> asyncio.subprocess.Process:
+    """A worker in a process of its own, ready to be told "go"; see `ours_worker`."""
+    command = [sys.executable, "-m", "tests.benchmarks.systems.ours_worker", dsn, str(computing)]
     worker = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     await _line_of(worker)
-    _tell(worker, "go")
     return worker
 
 
@@ -311,7 +306,7 @@ async def scheduled(dsn: str, messages: int) -> Result:
             await broker.publish(due, "orders", activate_at=datetime.fromtimestamp(due, UTC))
         await done.wait()
     await engine.dispose()
-    return Result({f"p{share:.0%}"[:-1] + " ms": percentile(late, share) for share in (0.5, 0.95, 0.99)})
+    return percentiles(late)
 
 
 async def idle_latency(dsn: str, messages: int, *, driver: str = "asyncpg") -> Result:
@@ -337,7 +332,7 @@ async def idle_latency(dsn: str, messages: int, *, driver: str = "asyncpg") -> R
                 committing = perf_counter()
             await handled.wait()
     await engine.dispose()
-    return Result({f"p{share:.0%}"[:-1] + " ms": percentile(latencies, share) for share in (0.5, 0.95, 0.99)})
+    return percentiles(latencies)
 
 
 async def concurrent_publishers(dsn: str, messages: int, *, clients: int, variant: str) -> Result:
