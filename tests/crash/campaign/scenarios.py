@@ -266,7 +266,7 @@ KEYS = replace(
 BLOCKED_KEY = replace(
     KEYS,
     name="keys-blocked",
-    story="order by key, where one key's head takes ten leases",
+    story="order by key, where one key's head takes 3.3 leases",
     handling={**HANDLING, "slow": (3,), "slow_leases": 3.3},
 )
 
