@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Compiled, Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from outbox_core.waiting import CLOSE_PATIENCE, hang_up
@@ -27,6 +29,7 @@ class OwnConnection:
         self.sqlalchemy = connection
         self.pooled = pooled
         self._dbapi = dbapi
+        self._errors = connection.dialect.loaded_dbapi.Error
 
     @classmethod
     async def open(cls, engine: AsyncEngine) -> "OwnConnection":
@@ -61,6 +64,30 @@ class OwnConnection:
             await connection.close()
             raise
         return cls(connection, dbapi, pooled=pooled)
+
+    def compile(self, sql: str) -> Compiled:
+        """A statement with `:name` parameters in the driver's style."""
+        return text(sql).compile(dialect=self.sqlalchemy.dialect)
+
+    async def fetch(self, sql: Compiled, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+        """Run it on the driver's cursor, for half of what SQLAlchemy's execution costs; rows are the driver's own.
+
+        Raises SQLAlchemy's `DBAPIError`, without the parameters, for what the driver raises.
+        """
+        names = getattr(sql, "positiontup", None)
+        values = parameters if names is None else tuple(parameters[name] for name in names)
+        try:
+            return await self.sqlalchemy.run_sync(self._fetch, sql.string, values)
+        except self._errors as error:
+            raise DBAPIError.instance(sql.string, None, error, self._errors, hide_parameters=True) from error
+
+    def _fetch(self, _: Connection, sql: str, parameters: object) -> Sequence[Sequence[Any]]:
+        cursor = self._dbapi.cursor()
+        try:
+            cursor.execute(sql, parameters)
+            return cursor.fetchall() if cursor.description else ()
+        finally:
+            cursor.close()
 
     @property
     def driver(self) -> Any:

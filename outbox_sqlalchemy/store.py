@@ -237,6 +237,7 @@ class SqlAlchemyExecutor:
 
     def __init__(self, connection: OwnConnection) -> None:
         self._connection = connection
+        self._compiled = remembered(connection.compile)
         self.keeps_settings = not connection.pooled
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
@@ -257,8 +258,7 @@ class SqlAlchemyExecutor:
         return running.result()
 
     async def _execute(self, statement: Statement) -> Sequence[Row]:
-        result = await self._connection.sqlalchemy.execute(_clause(statement.text), statement.parameters)
-        return result.fetchall() if result.returns_rows else ()
+        return await self._connection.fetch(self._compiled(statement.text), statement.parameters)
 
     def together(self) -> AbstractAsyncContextManager[None]:
         return begun(self)
