@@ -11,9 +11,10 @@ that catches everything else (docs/decisions/0002-wake-ups.md).
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from functools import partial
+from itertools import groupby
 from math import ceil
+from operator import attrgetter
 from time import monotonic
 from typing import NamedTuple
 
@@ -37,6 +38,8 @@ BARREN = 0.25  # seconds for which thousands of keys in a row that had nothing t
 SURVEY_EVERY = 1.0  # seconds, at least: paused queues, new priorities, and rows below the low-water mark
 MAX_UNSETTLED = 5_000  # outcomes; more would only wait for the database
 
+_queue, _band = attrgetter("queue"), attrgetter("queue", "priority")
+
 
 class Claimer:
     """Gives the claimants what they have room for, with one statement for all queues at a time."""
@@ -50,7 +53,7 @@ class Claimer:
         self._stopping = False
         self._bands: dict[str, list[int]] = {}
         self._paused: frozenset[str] = frozenset()
-        self._since: dict[Band, datetime] = {}
+        self._since: dict[Band, float] = {}
         self._hot: set[str] = set()
         self._turn = 0
         self._keyed_first = True
@@ -274,13 +277,11 @@ class Claimer:
 
     def _learn(self, wants: Sequence[Want], deliveries: Sequence[Delivery], group: Sequence[Claimant]) -> None:
         """Remember which bands had as much as they were asked for, and where their next claim may start."""
-        by_band: dict[Band, list[Delivery]] = {}
-        for delivery in deliveries:
-            by_band.setdefault(Band(delivery.queue, delivery.priority), []).append(delivery)
+        by_band = {Band(*band): [*its] for band, its in groupby(deliveries, key=_band)}
         full = {want.band for want in wants if len(by_band.get(want.band, ())) >= want.limit}
         for want in wants:
             if want.band in full:
-                self._since[want.band] = by_band[want.band][0].due_at
+                self._since[want.band] = by_band[want.band][0].due
             elif self._since.pop(want.band, None) is not None:
                 full.add(want.band)  # it came back short from above the mark; something may lie below
         self._hot = {band.queue for band in by_band} | {band.queue for band in full}
@@ -288,15 +289,13 @@ class Claimer:
             claimant.more |= any(band.queue in claimant.options.queues for band in full)
 
     def _hand_out(self, deliveries: Sequence[Delivery]) -> None:
-        by_claimant: dict[Claimant, list[Delivery]] = {}
-        for delivery in deliveries:
-            claimant = self._claimants.get(delivery.queue)
-            if claimant is None:  # removed while the claim was on its way
+        for queue, its in groupby(deliveries, key=_queue):
+            claimant = self._claimants.get(queue)
+            if claimant is not None:
+                claimant.add([*its])
+                continue
+            for delivery in its:  # removed while the claim was on its way
                 self._settler.put(delivery, Release())
-            else:
-                by_claimant.setdefault(claimant, []).append(delivery)
-        for claimant, its in by_claimant.items():
-            claimant.add(its)
 
     # Resting
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from outbox_core.errors import Undecodable
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
-from outbox_core.outcome import Ack, DeadLetter, Nack, Outcome, Reject, Release, Retry, Snooze
+from outbox_core.outcome import ACK, Ack, DeadLetter, Nack, Outcome, Reject, Release, Retry, Snooze
 from outbox_core.quoting import one_line
 from outbox_core.retry import MAX_DELAY_SECONDS
 
@@ -38,28 +38,26 @@ def decide(
     *silence* says what a return without a vote means. An ack that is followed by an exception (FastStream's
     `AckPolicy.ACK`) is a dead letter with its reason: a failure is never deleted unseen.
     """
-    outcome = _decide(delivery, error, options, seconds, silence)
+    if error is None and (isinstance(delivery.vote, Ack) or (delivery.vote is None and silence == "ack")):
+        return ACK
+    outcome = _decide(delivery, error, options, seconds)
     return _for_its_key(outcome, delivery, options) if isinstance(outcome, DeadLetter) else outcome
 
 
-def _decide(
-    delivery: Delivery, error: BaseException | None, options: ConsumerOptions, seconds: float, silence: Silence
-) -> Outcome:
+def _decide(delivery: Delivery, error: BaseException | None, options: ConsumerOptions, seconds: float) -> Outcome:
     if isinstance(error, Undecodable):
         innocent = error.message_ids is not None and delivery.message_id not in error.message_ids
         return Release() if innocent else DeadLetter("undecodable", render(error, options.last_exception_renderer))
     match delivery.vote:
-        case Ack():
-            return Ack() if error is None else DeadLetter("rejected", render(error, options.last_exception_renderer))
+        case Ack() if error is not None:
+            return DeadLetter("rejected", render(error, options.last_exception_renderer))
         case Reject():
             return DeadLetter("rejected", None if error is None else render(error, options.last_exception_renderer))
         case Snooze(delay):
             return Retry(delay, failed=False)
         case Nack(delay):
             return _after_failure(delivery, error, options, seconds, delay)
-        case None if error is None and silence == "ack":
-            return Ack()
-        case None:
+        case _:
             return _after_failure(delivery, error, options, seconds, None)
 
 

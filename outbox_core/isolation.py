@@ -23,13 +23,8 @@ class Isolation:
         self._turn = asyncio.Lock()
         self._gate = asyncio.Event()
         self._gate.set()
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    @property
-    def running(self) -> int:
-        return self._running
+        self.running = 0
+        self._idle: asyncio.Event | None = None  # while a suspect waits for it
 
     @property
     def closed(self) -> bool:
@@ -42,12 +37,11 @@ class Isolation:
 
     def enter(self) -> None:
         """Count one more that runs. While it is closed, only the suspect does."""
-        self._running += 1
-        self._idle.clear()
+        self.running += 1
 
     def leave(self) -> None:
-        self._running -= 1
-        if not self._running:
+        self.running -= 1
+        if self._idle is not None and not self.running:
             self._idle.set()
 
     @asynccontextmanager
@@ -66,10 +60,18 @@ class Isolation:
             turn.callback(self._turn.release)
             turn.callback(self._gate.set)
             self._gate.clear()
-            await within(self._patience, self._idle.wait())
+            await within(self._patience, self._wait_idle())
             self.enter()
             turn.callback(self.leave)
             yield partial(self._trusted, turn)
+
+    async def _wait_idle(self) -> None:
+        if self.running:
+            self._idle = asyncio.Event()
+            try:
+                await self._idle.wait()
+            finally:
+                self._idle = None
 
     @contextmanager
     def _trusted(self, turn: ExitStack) -> Iterator[None]:

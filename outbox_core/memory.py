@@ -422,7 +422,8 @@ class MemoryLink:
             for row in self._store._rows.values()
             if (row.message.queue, row.message.priority) == (want.band.queue, want.band.priority)
             and row.message.key is None
-            and (want.since or row.due_at) <= row.due_at <= now
+            and row.due_at <= now
+            and (want.since is None or want.since <= row.due_at.timestamp())
             and not self._store._leased(row)
         ]
         return sorted(rows, key=lambda row: (row.due_at, row.id))
@@ -459,10 +460,10 @@ class MemoryLink:
             priority=row.message.priority,
             attempts=row.attempts,
             deliveries=row.deliveries,
-            created_at=row.created_at,
-            first_attempt_at=row.first_attempt_at,
-            due_at=row.due_at,
-            claimed_at=now,
+            created=row.created_at.timestamp(),
+            first_attempt=None if row.first_attempt_at is None else row.first_attempt_at.timestamp(),
+            due=row.due_at.timestamp(),
+            claimed=now.timestamp(),
             token=token,
             suspect=suspect,
         )

@@ -41,6 +41,7 @@ class DeadLetter:
 
 
 Outcome: TypeAlias = Ack | Retry | Release | DeadLetter
+ACK = Ack()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ Settling is idempotent (id and token), so after an unknown answer it is simply r
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from itertools import islice
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import islice, starmap
 from time import monotonic
 
 from outbox_core.dispatch import refuse
@@ -58,14 +58,14 @@ class Settler:
 
     # What is ours
 
-    def hold(self, deliveries: Iterable[Delivery], *, lease: float, since: float) -> None:
+    def hold(self, deliveries: Sequence[Delivery], *, lease: float, since: float) -> None:
         """Take over freshly claimed deliveries; *since* is the monotonic time before the claim was sent."""
-        deliveries = list(deliveries)
         self._forget_older({delivery.id for delivery in deliveries if delivery.suspect})
+        ends = since + lease
         for delivery in deliveries:
-            delivery.lease_ends = since + lease
-            self._held[delivery] = lease
-        if monotonic() > since + lease:  # the loop was blocked while the answer waited for it
+            delivery.lease_ends = ends
+        self._held |= dict.fromkeys(deliveries, lease)
+        if monotonic() > ends:  # the loop was blocked while the answer waited for it
             self.watched = 0.0
 
     def _forget_older(self, claimed: set[int]) -> None:
@@ -103,8 +103,9 @@ class Settler:
 
     def _drop(self, delivery: Delivery) -> bool:
         self._outcomes.pop(delivery, None)
-        self._unanswered.discard(delivery)
-        self._refusals.pop(delivery, None)
+        if self._unanswered or self._refusals:  # rarely
+            self._unanswered.discard(delivery)
+            self._refusals.pop(delivery, None)
         held = self._held.pop(delivery, None) is not None
         if held and not self._held:
             self.emptied()
@@ -177,8 +178,8 @@ class Settler:
         if delivery in self._held:
             if not self._outcomes:
                 self._moved = monotonic()
+                self._work.set()
             self._outcomes[delivery] = outcome
-            self._work.set()
 
     def completed(self, delivery: Delivery) -> None:
         """Its handler's transaction has deleted the row."""
@@ -270,7 +271,7 @@ class Settler:
                 if one not in self._refusals and one.line not in refused  # or a key's end came before its begin
             ]
             oldest = islice(fresh or self._outcomes.items(), self._batch_limit if fresh else 1)
-        return [Settlement(delivery, outcome) for delivery, outcome in oldest]
+        return [*starmap(Settlement, oldest)]
 
     def _rest(self) -> None:
         if not self._outcomes:
@@ -279,18 +280,18 @@ class Settler:
         self._settled.set()
 
     def _written(self, batch: list[Settlement], ours: set[int]) -> None:
-        lost = []
-        for settlement in batch:
-            delivery = settlement.delivery
+        lost, scheduled = [], False
+        for delivery, outcome in batch:
             if delivery.id in ours or self._was_ours(delivery):
                 self._drop(delivery)
-                if isinstance(settlement.outcome, DeadLetter):
-                    self._observe(DeadLettered(delivery, settlement.outcome.reason))
+                if isinstance(outcome, DeadLetter):
+                    self._observe(DeadLettered(delivery, outcome.reason))
             else:
                 lost.append(delivery.id)
                 self.forget(delivery)
+            scheduled = scheduled or delivery.key is not None or isinstance(outcome, Retry | Release)
         self._observe(Settled(len(batch), tuple(lost)))
-        if any(isinstance(one.outcome, Retry | Release) or one.delivery.key is not None for one in batch):
+        if scheduled:
             self.scheduled()
 
     def _was_ours(self, delivery: Delivery) -> bool:

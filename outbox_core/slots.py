@@ -299,12 +299,14 @@ class Consumer:
             self.give_back()
 
     async def _deliver(self, batch: list[Delivery]) -> None:
-        startable = await self._startable(batch)
+        if self._settler.leases_unwatched():
+            await self._settler.catch_up()
+        startable = self._startable(batch)
         suspects = [delivery for delivery in startable if delivery.suspect]
         normal = [delivery for delivery in startable if not delivery.suspect] if suspects else startable
         while normal and self._isolation.closed:
             await self._isolation.opened()
-            normal = await self._startable(normal)
+            normal = await self._still_startable(normal)
         if normal:
             self._isolation.enter()
             try:
@@ -314,18 +316,18 @@ class Consumer:
         for suspect in suspects:
             await self._deliver_alone(suspect)
 
-    async def _startable(self, batch: list[Delivery]) -> list[Delivery]:
-        """Those that may begin now: asked again after each wait, in which the worker may have been stopped or leases lost."""
+    async def _still_startable(self, batch: list[Delivery]) -> list[Delivery]:
+        """Those that may begin after a wait, in which the worker may have been stopped or leases lost."""
         if self._settler.leases_unwatched():
             await self._settler.catch_up()
+        return self._startable(batch)
+
+    def _startable(self, batch: list[Delivery]) -> list[Delivery]:
+        """Those that may begin now. If one may not, neither may those that follow it in its key."""
         if self._stopping:
             for delivery in batch:
                 self._settler.put(delivery, Release())
             return []
-        return self._unbroken(batch)
-
-    def _unbroken(self, batch: list[Delivery]) -> list[Delivery]:
-        """Those that may begin. If one may not, neither may those that follow it in its key."""
         startable = [delivery for delivery in batch if self._settler.may_start(delivery, self.options)]
         if len(startable) == len(batch):
             return startable
@@ -337,7 +339,7 @@ class Consumer:
 
     async def _deliver_alone(self, suspect: Delivery) -> None:
         async with self._isolation.alone() as trusted:
-            if await self._startable([suspect]) and await self._settler.begin(suspect):
+            if await self._still_startable([suspect]) and await self._settler.begin(suspect):
                 with trusted():
                     await self._run([suspect])
                     # Until its outcome is in the database, the next suspect's crash would be blamed on this one too.

@@ -11,7 +11,7 @@ for everything that executes text.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
@@ -23,8 +23,7 @@ Armed: TypeAlias = Literal["armed", "proxied", "publishing"]
 PURGED_AT_ONCE = 5_000  # rows that a purge of many deletes in a transaction, so that none holds its locks for long
 
 
-@dataclass(frozen=True, slots=True)
-class Band:
+class Band(NamedTuple):
     """The messages of one queue and one priority: what one ordered index scan covers."""
 
     queue: str
@@ -33,11 +32,14 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Claim at most *limit* from *band*; skip what was due before *since* (a hint that saves dead index entries)."""
+    """Claim at most *limit* from *band*; skip what was due before *since* (a hint that saves dead index entries).
+
+    *since* is a delivery's `due`.
+    """
 
     band: Band
     limit: int
-    since: datetime | None = None
+    since: float | None = None
 
 
 MAX_DEPTH = 8  # messages; if the first fails, the others were claimed for nothing
@@ -91,8 +93,7 @@ class Survey:
     paused: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """One delivery's end, to be written if its lease token is still the row's."""
 
     delivery: Delivery

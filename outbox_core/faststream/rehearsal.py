@@ -10,9 +10,9 @@ import json
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from inspect import CORO_CREATED, getcoroutinestate
 from itertools import count
+from time import time
 from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import NonCallableMock
 from uuid import uuid4
@@ -78,7 +78,7 @@ class Rehearsal:
             yield from cast("list[OutboxSubscriber]", broker.subscribers)
 
     def delivery(self, message: NewMessage) -> Delivery:
-        now = datetime.now(UTC)
+        now = time()
         return Delivery(
             id=next(self._ids),
             message_id=message.message_id,
@@ -89,10 +89,10 @@ class Rehearsal:
             priority=message.priority,
             attempts=0,
             deliveries=0,
-            created_at=now,
-            first_attempt_at=None,
-            due_at=now,
-            claimed_at=now,
+            created=now,
+            first_attempt=None,
+            due=now,
+            claimed=now,
             token=uuid4(),
         )
 

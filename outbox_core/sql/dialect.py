@@ -372,15 +372,18 @@ class Settlements:
     @classmethod
     def of(cls, batch: Sequence[Settlement], *, park: bool = False) -> "Settlements":
         """*park*: there is no table for dead letters."""
-        ordered = sorted(batch, key=lambda settlement: settlement.delivery.id)
-        pairs = [(settlement.delivery, settlement.outcome) for settlement in ordered]
-        dead = [(delivery, outcome) for delivery, outcome in pairs if isinstance(outcome, DeadLetter)]
-        return cls(
-            acked=[delivery for delivery, outcome in pairs if isinstance(outcome, Ack)],
-            moved=[(delivery, outcome) for delivery, outcome in pairs if isinstance(outcome, Retry | Release)],
-            dead=[(delivery, outcome) for delivery, outcome in dead if not (park or outcome.halts)],
-            parked=[(delivery, outcome) for delivery, outcome in dead if park or outcome.halts],
-        )
+        acked: list[Delivery] = []
+        moved: list[tuple[Delivery, Retry | Release]] = []
+        dead: list[tuple[Delivery, DeadLetter]] = []
+        parked: list[tuple[Delivery, DeadLetter]] = []
+        for delivery, outcome in sorted(batch, key=lambda settlement: settlement.delivery.id):
+            if isinstance(outcome, Ack):
+                acked.append(delivery)
+            elif isinstance(outcome, DeadLetter):
+                (parked if park or outcome.halts else dead).append((delivery, outcome))
+            else:
+                moved.append((delivery, outcome))
+        return cls(acked, moved, dead, parked)
 
 
 def counts(delivery: Delivery, outcome: Outcome) -> tuple[int, int]:

@@ -7,6 +7,7 @@ long. Arrays carry batches, so that a statement's text, and its plan, is the sam
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
+from math import inf
 from uuid import UUID
 
 from outbox_core.message import Delivery, NewMessage, read_headers
@@ -46,8 +47,9 @@ _LEASE = """acquired_token = CASE WHEN message.acquired_token IS NULL THEN CAST(
                 leased_until = statement_timestamp() + make_interval(secs => CAST(:lease AS float8))"""
 _DELIVERY = """RETURNING message.id, message.message_id, message.queue, message.key, message.payload,
                       CAST(message.headers AS text), message.priority, message.attempts_count, message.deliveries_count,
-                      message.created_at, message.first_attempt_at, message.next_attempt_at, message.acquired_token,
-                      statement_timestamp()"""
+                      date_part('epoch', message.created_at), date_part('epoch', message.first_attempt_at),
+                      date_part('epoch', message.next_attempt_at), message.acquired_token,
+                      date_part('epoch', statement_timestamp())"""
 
 # Whoever gives a suspect back leaves its token there, for the next worker to know, but no lease.
 _IS_OURS = "message.id = held.id AND message.acquired_token = held.token AND message.leased_until IS NOT NULL"
@@ -178,7 +180,7 @@ class PostgreSQL(Dialect):
                 "queues": [want.band.queue for want in wants],
                 "priorities": [want.band.priority for want in wants],
                 "limits": [want.limit for want in wants],
-                "sinces": ["-infinity" if want.since is None else want.since.isoformat() for want in wants],
+                "sinces": [-inf if want.since is None else want.since for want in wants],
                 "total": total,
                 "lease": lease,
                 "token": token,
@@ -196,14 +198,14 @@ class PostgreSQL(Dialect):
             WHERE message.ctid = ANY (ARRAY(
                 SELECT ready.ctid
                 FROM unnest(CAST(:queues AS text[]), CAST(:priorities AS smallint[]), CAST(:limits AS int[]),
-                            CAST(CAST(:sinces AS text[]) AS timestamptz[])) AS want (queue, priority, most, since)
+                            CAST(:sinces AS float8[])) AS want (queue, priority, most, since)
                 CROSS JOIN LATERAL (
                     SELECT candidate.ctid
                     FROM {self.outbox} AS candidate
                     WHERE candidate.queue = want.queue
                       AND candidate.priority = want.priority
                       AND candidate.failure_reason IS NULL AND candidate.key IS NULL
-                      AND candidate.next_attempt_at >= want.since
+                      AND candidate.next_attempt_at >= to_timestamp(want.since)
                       AND candidate.next_attempt_at <= statement_timestamp()
                       AND (candidate.leased_until IS NULL OR candidate.leased_until <= statement_timestamp())
                     ORDER BY candidate.next_attempt_at, candidate.id
@@ -347,11 +349,11 @@ class PostgreSQL(Dialect):
             priority=row[6],
             attempts=row[7],
             deliveries=row[8],
-            created_at=row[9],
-            first_attempt_at=row[10],
-            due_at=row[11],
+            created=row[9],
+            first_attempt=row[10],
+            due=row[11],
             token=row[12],
-            claimed_at=row[13],
+            claimed=row[13],
             suspect=row[12] == suspect,
         )
 

@@ -117,7 +117,9 @@ class SQLite(Dialect):
             parameters[f"queue_{place}"] = want.band.queue
             parameters[f"priority_{place}"] = want.band.priority
             parameters[f"limit_{place}"] = want.limit
-            parameters[f"since_{place}"] = BEGINNING if want.since is None else _text(want.since)
+            parameters[f"since_{place}"] = (
+                BEGINNING if want.since is None else _text(datetime.fromtimestamp(want.since, UTC))
+            )
             bands.append(
                 f"""SELECT id FROM (
                     SELECT id FROM {self.outbox}
@@ -214,11 +216,11 @@ class SQLite(Dialect):
             priority=row[6],
             attempts=row[7],
             deliveries=row[8],
-            created_at=_moment(row[9]),
-            first_attempt_at=None if row[10] is None else _moment(row[10]),
-            due_at=_moment(row[11]),
+            created=_moment(row[9]).timestamp(),
+            first_attempt=None if row[10] is None else _moment(row[10]).timestamp(),
+            due=_moment(row[11]).timestamp(),
             token=token,
-            claimed_at=_moment(row[13]),
+            claimed=_moment(row[13]).timestamp(),
             suspect=token == suspect,
         )
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
+from operator import attrgetter
 from typing import Protocol, TypeAlias
 from uuid import UUID, uuid4
 
@@ -23,6 +24,7 @@ from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
 from outbox_core.sql.trial import trial
 from outbox_core.store import (
     Armed,
+    Band,
     Difference,
     KeyClaim,
     KeyWant,
@@ -319,8 +321,10 @@ class SqlLink:
         statement = self._dialect.claim(wants, total=total, lease=lease, token=token, suspect=suspect)
         rows = await self._executor.execute(statement)
         deliveries = [self._dialect.read_delivery(row, suspect) for row in rows]
-        place = {(want.band.queue, want.band.priority): number for number, want in enumerate(wants)}
-        deliveries.sort(key=lambda delivery: (place[delivery.queue, delivery.priority], delivery.due_at, delivery.id))
+        deliveries.sort(key=_age)
+        if len(wants) > 1:
+            place = {want.band: number for number, want in enumerate(wants)}
+            deliveries.sort(key=lambda delivery: place[Band(delivery.queue, delivery.priority)])
         return deliveries
 
     async def claim_keyed(self, want: KeyWant, *, lease: float) -> KeyClaim:
@@ -408,6 +412,9 @@ class SqlLink:
 
     async def close(self) -> None:
         await self._executor.close()
+
+
+_age = attrgetter("due", "id")
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """Each statement of a message's life on no message at all: a database looks at privileges and columns before rows."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from time import time
 from uuid import UUID, uuid4
 
 from outbox_core.message import Delivery
@@ -42,7 +42,7 @@ def trial(dialect: Dialect) -> Iterator[Statement]:
 
 def _nothing(token: UUID) -> Delivery:
     """A delivery of a row that no table has."""
-    now = datetime.now(UTC)
+    now = time()
     return Delivery(
         id=-1,
         message_id=UUID(int=0),
@@ -53,9 +53,9 @@ def _nothing(token: UUID) -> Delivery:
         priority=0,
         attempts=0,
         deliveries=0,
-        created_at=now,
-        first_attempt_at=None,
-        due_at=now,
-        claimed_at=now,
+        created=now,
+        first_attempt=None,
+        due=now,
+        claimed=now,
         token=token,
     )

@@ -188,7 +188,7 @@ async def test_since_skips_what_was_due_before(outbox: Outbox) -> None:
         compose("c", "orders", activate_at=NOON + 2 * MINUTE),
     )
 
-    claimed = await link.claim([Want(Band("orders"), 10, since=NOON + MINUTE)], total=10, lease=30)
+    claimed = await link.claim([Want(Band("orders"), 10, since=(NOON + MINUTE).timestamp())], total=10, lease=30)
 
     assert bodies(claimed) == ["b", "c"]
     assert bodies(await claim(link)) == ["a"]
@@ -199,7 +199,7 @@ async def test_a_due_time_that_a_claim_told_is_a_usable_mark(outbox: Outbox) -> 
     await outbox.publish(*(compose(str(number), "orders") for number in range(4)))
     first = await claim(link, limit=2)
 
-    rest = await link.claim([Want(Band("orders"), 10, since=first[0].due_at)], total=10, lease=30)
+    rest = await link.claim([Want(Band("orders"), 10, since=first[0].due)], total=10, lease=30)
 
     assert bodies(rest) == ["2", "3"]
 

@@ -39,7 +39,7 @@ class Planner:
     def learn(self, **found: int) -> None:
         """So many messages of each queue, a second apart, at priority 0."""
         deliveries = [
-            delivery(queue=queue, due_at=NOON + timedelta(seconds=number))
+            delivery(queue=queue, due=(NOON + timedelta(seconds=number)).timestamp())
             for queue, count in found.items()
             for number in range(count)
         ]
@@ -108,7 +108,7 @@ def test_a_full_claim_says_that_there_is_more_and_where_to_go_on(store: MemorySt
     planner.learn(a=12)
 
     assert its.more
-    assert planner.plan() == [Want(Band("a", 0), 12, since=NOON)]
+    assert planner.plan() == [Want(Band("a", 0), 12, since=NOON.timestamp())]
 
 
 def test_a_short_claim_says_that_there_is_no_more(store: MemoryStore) -> None:

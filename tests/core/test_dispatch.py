@@ -118,7 +118,7 @@ def test_a_later_failure_tells_of_the_first() -> None:
     spy = Spy()
     first = NOON - timedelta(minutes=5)
 
-    decide(delivery(attempts=3, first_attempt_at=first), None, asking(spy), seconds=0, silence="retry")
+    decide(delivery(attempts=3, first_attempt=first.timestamp()), None, asking(spy), seconds=0, silence="retry")
 
     assert spy.asked == {
         "first_attempt_at": first,

@@ -123,7 +123,7 @@ class Changed(MemoryLink):
     """Settles something else."""
 
     def _settle(self, row: _Row, settlement: Settlement, worker: str) -> None:
-        super()._settle(row, replace(settlement, outcome=self.changed(settlement.outcome)), worker)
+        super()._settle(row, settlement._replace(outcome=self.changed(settlement.outcome)), worker)
 
     def changed(self, outcome: Outcome) -> Outcome:
         raise NotImplementedError

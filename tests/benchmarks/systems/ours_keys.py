@@ -68,7 +68,7 @@ async def claimed_unkeyed(link: Link) -> AsyncIterator[list[Delivery]]:
     since = None
     while True:
         deliveries = await link.claim([Want(Band("orders"), AT_ONCE, since)], total=AT_ONCE, lease=LEASE)
-        since = deliveries[0].due_at if deliveries else None
+        since = deliveries[0].due if deliveries else None
         yield deliveries
 
 
