@@ -4,6 +4,9 @@ FastStream's internals settle with 1.0 (ag2ai/faststream#2806); until then `fast
 change upstream breaks this page first.
 """
 
+import hashlib
+import inspect
+
 from faststream._internal._compat import json_loads
 from faststream._internal.broker import BrokerUsecase
 from faststream._internal.broker.registrator import Registrator
@@ -29,13 +32,29 @@ from faststream._internal.logger.logging import get_broker_logger
 from faststream._internal.parser import DefaultCodec
 from faststream._internal.producer import ProducerProto
 from faststream._internal.testing.broker import TestBroker
+from faststream.middlewares.logging import CriticalLogMiddleware, _LoggingMiddleware
 
 # The module of the command `faststream`, which is found among those that are imported, and not imported here.
 COMMAND_LINE = "faststream._internal.cli.main"
 
+
+def pipeline_digest() -> str:
+    """Of the source of all that `outbox_core.faststream.pipeline` stands for; empty where there is no source to read."""
+    build = "_SubscriberUsecase__build__middlewares_stack"
+    parts = (SubscriberUsecase.process_message, getattr(SubscriberUsecase, build, None), _LoggingMiddleware)
+    try:
+        source = "".join(inspect.getsource(part) for part in parts)  # type: ignore[arg-type]  # None has no source either
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+PIPELINE_IS_KNOWN = pipeline_digest() in {"972c65d0733c6b79"}  # of 0.7.8
+
 __all__ = [
     "COMMAND_LINE",
     "EMPTY",
+    "PIPELINE_IS_KNOWN",
     "ArgsContainer",
     "BrokerConfig",
     "BrokerRouter",
@@ -43,6 +62,7 @@ __all__ = [
     "CallsCollection",
     "Context",
     "ContextRepo",
+    "CriticalLogMiddleware",
     "DefaultCodec",
     "DefaultLoggerStorage",
     "FakePublisher",
@@ -64,6 +84,7 @@ __all__ = [
     "get_broker_logger",
     "json_loads",
     "make_logger_state",
+    "pipeline_digest",
     "process_msg",
     "resolve_context_by_name",
 ]

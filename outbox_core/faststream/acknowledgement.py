@@ -27,7 +27,7 @@ _ACK = Ack()
 
 def vote_after_return(policy: AckPolicy, deliveries: Sequence[Delivery]) -> None:
     """The pipeline returned: ack, unless the policy leaves that to the handler."""
-    if policy in _AFTER_FAILURE:
+    if policy is not AckPolicy.MANUAL and policy is not AckPolicy.ACK_FIRST:
         for delivery in deliveries:
             delivery.cast(_ACK)
 

@@ -26,7 +26,13 @@ from faststream.specification.schema import Message, Operation, SubscriberSpec
 
 from outbox_core.completion import Transaction, in_transaction
 from outbox_core.errors import CannotPull, InvalidHandler, NotStarted, OptionError, WrongType
-from outbox_core.faststream._compat import CallsCollection, SubscriberSpecification, SubscriberUsecase, process_msg
+from outbox_core.faststream._compat import (
+    PIPELINE_IS_KNOWN,
+    CallsCollection,
+    SubscriberSpecification,
+    SubscriberUsecase,
+    process_msg,
+)
 from outbox_core.faststream.acknowledgement import vote_after_failure, vote_after_return, vote_of_exception
 from outbox_core.faststream.config import (
     OutboxBrokerConfig,
@@ -35,6 +41,7 @@ from outbox_core.faststream.config import (
 )
 from outbox_core.faststream.conflicts import Conflicted, ConflictMiddleware
 from outbox_core.faststream.message import OutboxMessage, decode_batch, decode_body, parse_batch, parse_message
+from outbox_core.faststream.pipeline import process
 from outbox_core.faststream.publisher import ReplyPublisher
 from outbox_core.faststream.replies import HeaderPropagation, Replies
 from outbox_core.faststream.transaction import transaction_middleware
@@ -218,7 +225,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
             self._build_fastdepends_model()
         conflict: Exception | None = None
         try:
-            response = await super().process_message(msg)
+            response = await (process(self, msg) if PIPELINE_IS_KNOWN else super().process_message(msg))
         except HandlerException as raised:
             vote_of_exception(self.ack_policy, raised, deliveries)
             return ensure_response(None)
