@@ -28,6 +28,7 @@ from outbox_core.errors import (
     UnknownOption,
     WrongType,
 )
+from outbox_core.json_reader import read_json
 from outbox_core.message import NewMessage, TimerConflict
 from outbox_core.quoting import CONTROL, one_line, quoted
 from outbox_core.schema import NAME_LENGTH
@@ -195,7 +196,7 @@ def decode(payload: bytes, content_type: str | None) -> Any:
     if content_type is None:
         return payload
     if content_type.startswith(JSON_TYPE):
-        return json.loads(payload)
+        return read_json(payload)
     if content_type.startswith("text/"):
         return payload.decode()
     return payload

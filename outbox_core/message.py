@@ -4,7 +4,6 @@ A delivery is one claim of one row. Handlers see it through their framework's me
 written later, many at a time. The first vote stands.
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from itertools import islice
 from typing import Literal, TypeAlias
 from uuid import UUID
 
+from outbox_core.json_reader import read_json_text
 from outbox_core.outcome import Vote
 
 TimerConflict: TypeAlias = Literal["ignore", "extend", "replace"]
@@ -29,15 +29,10 @@ class UnreadableHeaders(dict[str, str]):
 def read_headers(text: str) -> Mapping[str, str]:
     """The headers of a row. One bad row must not fail the claim that has found it together with good ones."""
     try:
-        found, end = _read_json(text)  # what `json.loads` asks before and after it costs as much again
-        if end != len(text):
-            found = json.loads(text)
+        found = read_json_text(text)
     except (TypeError, ValueError, RecursionError):
         return UnreadableHeaders()
     return found if isinstance(found, dict) else UnreadableHeaders()
-
-
-_read_json = json.JSONDecoder().raw_decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ In a handler, acking writes nothing by itself: the vote stays with the delivery 
 half-way. A message that was pulled has no handler whose end the engine could wait for, so its vote is written at once.
 """
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from faststream.message import AckStatus, StreamMessage, decode_message
 from outbox_core.envelope import CONTENT_TYPE, CORRELATION_ID, JSON_TYPE, REPLY_TO, check_delay
 from outbox_core.errors import Undecodable
 from outbox_core.faststream._compat import json_loads
+from outbox_core.json_reader import read_json
 from outbox_core.message import Delivery, UnreadableHeaders
 from outbox_core.outcome import Ack, Nack, Reject, Snooze, Vote
 
@@ -113,12 +115,22 @@ async def parse_message(delivery: Delivery) -> OutboxMessage:
 
 async def decode_body(message: StreamMessage[Any]) -> Any:
     """The body as its content type says; `Undecodable` if it is not, which no retry can change."""
+    if message.content_type == JSON_TYPE:  # what nearly every message is, without upstream's look-ups
+        return _decode_json(message.body)
     try:
-        if message.content_type == JSON_TYPE:  # what nearly every message is, without upstream's look-ups
-            return json_loads(message.body)
         return decode_message(message)
     except (AttributeError, TypeError, ValueError, RecursionError) as error:  # of a content type that is no text, too
         raise Undecodable(f"the body is not {message.content_type}: {error}") from error
+
+
+def _decode_json(payload: bytes) -> Any:
+    try:
+        return _read_json(payload)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Undecodable(f"the body is not {JSON_TYPE}: {error}") from error
+
+
+_read_json = read_json if json_loads is json.loads else json_loads  # orjson's, where it is installed
 
 
 async def parse_batch(deliveries: Sequence[Delivery]) -> OutboxMessage:
@@ -143,7 +155,10 @@ async def decode_batch(message: StreamMessage[Any]) -> list[Any]:
     bodies, faults = [], {}
     for delivery in message.raw_message:
         try:
-            bodies.append(await decode_body(await parse_message(delivery)))
+            is_json = delivery.headers.get(CONTENT_TYPE) == JSON_TYPE
+            bodies.append(
+                _decode_json(delivery.payload) if is_json else await decode_body(await parse_message(delivery))
+            )
         except Undecodable as error:
             faults[delivery.message_id] = str(error)
     if faults:

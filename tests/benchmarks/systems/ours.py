@@ -1,6 +1,7 @@
 """shared-outbox, as a user would write it."""
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -75,7 +76,10 @@ async def publish_batch(dsn: str, messages: int) -> Result:
 async def drain(dsn: str, messages: int, *, best: bool = False, batch: int = 0) -> Result:
     """*batch*: the handler takes lists of so many bodies; 0: one body."""
     engine = await prepare(dsn)
-    options: dict[str, Any] = {"logger": None} if best else {}
+    options: dict[str, Any] = {}
+    if best:
+        options["logger"] = None
+        gc.freeze()  # as the worker commands do
     broker = OutboxBroker(engine, outbox_table=outbox, **options)
     countdown = Countdown(messages)
     if batch:
