@@ -47,6 +47,7 @@ MOST_PAYLOAD_BYTES = 256 * 1_048_576  # PostgreSQL's bytea ends at 1 GiB, and a 
 MAX_DELAY = timedelta(days=3_660)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_ENCODER_WORDS = 200  # characters of what an encoder says
+_SOME_ID = str(UUID(int=0))
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # Header names that every relay's target takes: the token of RFC 9110 §5.6.2.
@@ -80,48 +81,101 @@ def compose(
     body: object,
     queue: str,
     *,
-    headers: Mapping[str, str] | None = None,
-    correlation_id: str | None = None,
-    reply_to: str | None = "",
     message_id: UUID | str | None = None,
-    key: str | None = None,
-    priority: int = 0,
-    activate_in: timedelta | None = None,
-    activate_at: datetime | None = None,
-    timer_id: str | None = None,
-    timer_conflict: TimerConflict = "ignore",
     encoded: tuple[bytes, str | None] | None = None,
-    max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+    **shared: Any,
 ) -> NewMessage:
-    """A message ready for a store, or an error that names the argument and its value.
+    """One message ready for a store; see `Envelope`, which has *shared*, and `Envelope.seal`."""
+    return Envelope(queue, **shared).seal(body, message_id, encoded)
 
-    *encoded* takes the place of encoding *body* where a framework's own codec has done it: bytes and content type.
-    Raises `WrongType`, `InvalidMessage`, `CannotEncode` or `PayloadTooLarge`; nothing has been sent anywhere.
+
+class Envelope:
+    """What all messages of one publish have in common, checked once.
+
+    Raises `WrongType` or `InvalidMessage`, which name the argument and its value; nothing has been sent anywhere.
     """
-    check_queue(queue)
-    identity = new_message_id() if message_id is None else _check_message_id(message_id)
-    delay, available_at = _check_schedule(activate_in, activate_at)
-    if key is not None:
-        check_key(key)
-    if timer_id is not None:
-        check_timer_id(timer_id)
-    if timer_conflict not in ("ignore", "extend", "replace"):
-        raise InvalidMessage(f"timer_conflict must be 'ignore', 'extend' or 'replace', got {quoted(timer_conflict)}")
-    payload, content_type = encode(body) if encoded is None else encoded
-    if len(payload) > max_payload_bytes:
-        raise PayloadTooLarge(len(payload), max_payload_bytes)
-    return NewMessage(
-        message_id=identity,
-        queue=queue,
-        payload=payload,
-        headers=_compose_headers(headers, content_type, correlation_id, reply_to, identity),
-        key=key,
-        priority=_check_priority(priority),
-        delay=delay,
-        available_at=available_at,
-        timer_id=timer_id,
-        timer_conflict="ignore" if timer_id is None else timer_conflict,
-    )
+
+    def __init__(
+        self,
+        queue: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        correlation_id: str | None = None,
+        reply_to: str | None = "",
+        key: str | None = None,
+        priority: int = 0,
+        activate_in: timedelta | None = None,
+        activate_at: datetime | None = None,
+        timer_id: str | None = None,
+        timer_conflict: TimerConflict = "ignore",
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+    ) -> None:
+        self._queue = check_queue(queue)
+        self._delay, self._available_at = _check_schedule(activate_in, activate_at)
+        self._key = None if key is None else check_key(key)
+        self._timer_id = None if timer_id is None else check_timer_id(timer_id)
+        if timer_conflict not in ("ignore", "extend", "replace"):
+            raise InvalidMessage(
+                f"timer_conflict must be 'ignore', 'extend' or 'replace', got {quoted(timer_conflict)}"
+            )
+        self._timer_conflict: TimerConflict = "ignore" if timer_id is None else timer_conflict
+        self._priority = _check_priority(priority)
+        self._headers = _checked_headers(headers)
+        self._correlation_id = None if correlation_id is None else check_name("correlation_id", correlation_id)
+        self._reply_to = None if reply_to is None or reply_to == "" else check_name("reply_to", reply_to)
+        self._max_payload_bytes = max_payload_bytes
+        self._texts: dict[str | None, tuple[str, str]] = {}
+
+    def seal(
+        self, body: object, message_id: UUID | str | None = None, encoded: tuple[bytes, str | None] | None = None
+    ) -> NewMessage:
+        """A message ready for a store; raises `CannotEncode` or `PayloadTooLarge` too.
+
+        *encoded* takes the place of encoding *body* where a framework's own codec has done it: bytes and content type.
+        """
+        identity = new_message_id() if message_id is None else _check_message_id(message_id)
+        payload, content_type = encode(body) if encoded is None else encoded
+        if len(payload) > self._max_payload_bytes:
+            raise PayloadTooLarge(len(payload), self._max_payload_bytes)
+        before, after = self._texts.get(content_type) or self._text(content_type)
+        return NewMessage(
+            message_id=identity,
+            queue=self._queue,
+            payload=payload,
+            headers=f"{before}{identity}{after}" if after else before,
+            key=self._key,
+            priority=self._priority,
+            delay=self._delay,
+            available_at=self._available_at,
+            timer_id=self._timer_id,
+            timer_conflict=self._timer_conflict,
+            has_new_id=message_id is None,
+        )
+
+    def _text(self, content_type: str | None) -> tuple[str, str]:
+        """The headers of messages of that type as JSON: what is before and after the message id, or all of it and nothing.
+
+        What has an argument of its own may also be among the headers, as when those of a message are passed on. A message
+        without a correlation id begins one.
+        """
+        composed = {**trace_headers(), **self._headers}
+        if content_type is not None:
+            composed[CONTENT_TYPE] = content_type
+        if self._correlation_id is not None:
+            composed[CORRELATION_ID] = self._correlation_id
+        if self._reply_to is not None:
+            composed[REPLY_TO] = self._reply_to
+        count = len(composed)
+        if composed.get(CORRELATION_ID):
+            parts = _dumps(composed), ""
+        else:
+            composed.pop(CORRELATION_ID, None)
+            count = len(composed) + 1
+            others = _dumps(composed)[:-1]
+            parts = f'{others}{"," if composed else ""}"{CORRELATION_ID}":"', '"}'
+        _check_size(count, "".join(parts) + (_SOME_ID if parts[1] else ""))
+        self._texts[content_type] = parts
+        return parts
 
 
 def check_max_payload_bytes(value: object) -> int:
@@ -327,37 +381,23 @@ def _check_schedule(
     return None, None
 
 
-def _compose_headers(
-    headers: Mapping[str, str] | None,
-    content_type: str | None,
-    correlation_id: str | None,
-    reply_to: str | None,
-    message_id: UUID,
-) -> str:
-    """As JSON. What has an argument of its own may also be among *headers*, as when those of a message are passed on."""
-    composed: dict[str, str] = trace_headers()
-    if headers is not None:
-        if not isinstance(headers, Mapping):
-            raise WrongType("headers", "a mapping of str to str", headers)
-        for name, value in headers.items():
-            _check_header(name, value)
-            composed[name] = value
-    if content_type is not None:
-        composed[CONTENT_TYPE] = content_type
-    if correlation_id is not None:
-        composed[CORRELATION_ID] = check_name("correlation_id", correlation_id)
-    elif not composed.get(CORRELATION_ID):
-        composed[CORRELATION_ID] = str(message_id)
-    if reply_to is not None and reply_to != "":
-        composed[REPLY_TO] = check_name("reply_to", reply_to)
-    text = _dumps(composed)
+def _checked_headers(headers: object) -> Mapping[str, str]:
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise WrongType("headers", "a mapping of str to str", headers)
+    for name, value in headers.items():
+        _check_header(name, value)
+    return headers
+
+
+def _check_size(count: int, text: str) -> None:
     size = len(text) if text.isascii() else len(text.encode())
-    if len(composed) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+    if count > MAX_HEADERS or size > MAX_HEADER_BYTES:
         raise InvalidMessage(
             f"headers must be at most {MAX_HEADERS} and {MAX_HEADER_BYTES:,} bytes in all, "
-            f"got {len(composed)} of {size:,}; put large values into the body"
+            f"got {count} of {size:,}; put large values into the body"
         )
-    return text
 
 
 def trace_headers() -> dict[str, str]:

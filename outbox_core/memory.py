@@ -8,7 +8,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count, takewhile
@@ -196,9 +196,9 @@ class MemoryStore:
             return None
         due = self._due(message)
         if message.timer_conflict == "replace":
-            row.renew(replace(message, message_id=row.message.message_id), due)
+            row.renew(message._replace(message_id=row.message.message_id), due)
         elif due > row.due_at:
-            row.renew(replace(row.message, payload=message.payload, headers=message.headers), due)
+            row.renew(row.message._replace(payload=message.payload, headers=message.headers), due)
         return row.id
 
     async def cancel_timer(self, queue: str, timer_id: str, session: object | None) -> bool:
@@ -274,7 +274,7 @@ class MemoryStore:
 
     def _wake(self, row: _Row) -> None:
         """Let a message that halts its key be tried again, in its old place."""
-        row.renew(replace(row.message, timer_id=None), self._clock())
+        row.renew(row.message._replace(timer_id=None), self._clock())
         row.parked = None
         self._tell(row.message.queue)
 
@@ -305,7 +305,7 @@ class MemoryStore:
     def _put_back(self, letters: Iterable[MemoryDeadLetter]) -> None:
         for letter in letters:
             if self._dead.pop(letter.id, None) is not None:
-                id, message = next(self._ids), replace(letter.message, timer_id=None)
+                id, message = next(self._ids), letter.message._replace(timer_id=None)
                 self._rows[id] = _Row(id=id, message=message, created_at=letter.row.created_at, due_at=self._clock())
                 self._tell(message.queue)
 

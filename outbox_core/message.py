@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 from outbox_core.json_reader import read_json_text
@@ -35,11 +35,11 @@ def read_headers(text: str) -> Mapping[str, str]:
     return found if isinstance(found, dict) else UnreadableHeaders()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewMessage:
+class NewMessage(NamedTuple):
     """An encoded, checked message that a store can insert as it is.
 
     `delay`: seconds from the statement's time on the database's clock; `available_at`: an instant; neither: at once.
+    `has_new_id`: its id was made for it.
     """
 
     message_id: UUID
@@ -52,6 +52,12 @@ class NewMessage:
     available_at: datetime | None = None
     timer_id: str | None = None
     timer_conflict: TimerConflict = "ignore"
+    has_new_id: bool = False
+
+    @property
+    def may_conflict(self) -> bool:
+        """Whether there may be a row that takes its place: of its id, or of its timer."""
+        return not self.has_new_id or self.timer_id is not None
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)

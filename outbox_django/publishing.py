@@ -12,7 +12,7 @@ from typing import Any, Unpack
 from django.core.signals import setting_changed
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from outbox_core.envelope import PublishOptions, check_options, check_queue, compose, refuse_for_batches
+from outbox_core.envelope import Envelope, PublishOptions, check_options, check_queue, refuse_for_batches
 from outbox_core.message import NewMessage
 from outbox_django.errors import NotInTransaction
 from outbox_django.lanes import in_thread
@@ -38,7 +38,7 @@ def publish(
     Raises `NotInTransaction` outside `atomic()`, `InvalidMessage`, `WrongType`, `CannotEncode` or `PayloadTooLarge` before
     anything is sent, and `SchemaMismatch` or `ReadOnlyDatabase` where the database has no such table or takes no writes.
     """
-    return _insert([_compose(message, queue, headers, options)], queue, using, standalone)[0]
+    return _insert(_compose([message], queue, headers, options), queue, using, standalone)[0]
 
 
 def publish_batch(
@@ -67,7 +67,7 @@ async def apublish(
     Django has no transactions around asynchronous code, so outside a transactional handler this needs `standalone=True`;
     to publish with other writes, put both into one function under `atomic()` and call that with `sync_to_async`.
     """
-    return (await in_thread(_insert, [_compose(message, queue, headers, options)], queue, using, standalone))[0]
+    return (await in_thread(_insert, _compose([message], queue, headers, options), queue, using, standalone))[0]
 
 
 async def apublish_batch(
@@ -87,13 +87,17 @@ def _compose_all(
 ) -> list[NewMessage]:
     check_queue(queue)
     refuse_for_batches(options)
-    return [_compose(message, queue, headers, options) for message in messages]
+    return _compose(messages, queue, headers, options)
 
 
-def _compose(message: Any, queue: str, headers: Mapping[str, str] | None, options: PublishOptions) -> NewMessage:
+def _compose(
+    messages: Sequence[Any], queue: str, headers: Mapping[str, str] | None, options: PublishOptions
+) -> list[NewMessage]:
     check_options(options)
-    limit = outbox_settings().max_payload_bytes
-    return compose(message, queue, headers=headers, max_payload_bytes=limit, **options)
+    shared: dict[str, Any] = {**options}
+    message_id = shared.pop("message_id", None)
+    envelope = Envelope(queue, headers=headers, max_payload_bytes=outbox_settings().max_payload_bytes, **shared)
+    return [envelope.seal(message, message_id) for message in messages]
 
 
 def _insert(messages: Sequence[NewMessage], queue: str, using: str | None, standalone: bool) -> list[int | None]:

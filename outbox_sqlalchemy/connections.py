@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Compiled, Connection, text
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from outbox_core.waiting import CLOSE_PATIENCE, hang_up
 from outbox_sqlalchemy.poolers import POOLED
+from outbox_sqlalchemy.rendering import rendered
 
 logger = logging.getLogger("outbox")
 
@@ -65,21 +66,16 @@ class OwnConnection:
             raise
         return cls(connection, dbapi, pooled=pooled)
 
-    def compile(self, sql: str) -> Compiled:
-        """A statement with `:name` parameters in the driver's style."""
-        return text(sql).compile(dialect=self.sqlalchemy.dialect)
-
-    async def fetch(self, sql: Compiled, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+    async def fetch(self, sql: str, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
         """Run it on the driver's cursor, for half of what SQLAlchemy's execution costs; rows are the driver's own.
 
         Raises SQLAlchemy's `DBAPIError`, without the parameters, for what the driver raises.
         """
-        names = getattr(sql, "positiontup", None)
-        values = parameters if names is None else tuple(parameters[name] for name in names)
+        statement = rendered(sql, self.sqlalchemy.dialect)
         try:
-            return await self.sqlalchemy.run_sync(self._fetch, sql.string, values)
+            return await self.sqlalchemy.run_sync(self._fetch, statement.text, statement.values(parameters))
         except self._errors as error:
-            raise DBAPIError.instance(sql.string, None, error, self._errors, hide_parameters=True) from error
+            raise DBAPIError.instance(sql, None, error, self._errors, hide_parameters=True) from error
 
     def _fetch(self, _: Connection, sql: str, parameters: object) -> Sequence[Sequence[Any]]:
         cursor = self._dbapi.cursor()

@@ -3,8 +3,7 @@
 Nothing here opens, flushes or commits anything of the caller's.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy import URL, Connection, Engine
@@ -68,8 +67,10 @@ def connection_of(session: Session | Connection) -> Connection:
     """The connection on which the session's transaction is open; the session begins one by itself, as for any query."""
     if isinstance(session, Connection):
         return _usable(session)
-    with _named_errors():
+    try:
         return _usable(session.connection())
+    except (UnboundExecutionError, InvalidRequestError, ResourceClosedError) as error:
+        raise _named(error) from error
 
 
 def in_transaction(session: Session | Connection) -> Session | Connection:
@@ -79,12 +80,14 @@ def in_transaction(session: Session | Connection) -> Session | Connection:
         if not connection.in_transaction():
             connection.begin()
         return connection
-    with _named_errors():
+    try:
         place_of(session)
         if not session.in_transaction():
             _begin(session)
-        if not session.is_active:
-            raise NoTransaction("the session cannot be used after an error, so nothing was written; roll it back first")
+    except (UnboundExecutionError, InvalidRequestError, ResourceClosedError) as error:
+        raise _named(error) from error
+    if not session.is_active:
+        raise NoTransaction("the session cannot be used after an error, so nothing was written; roll it back first")
     return session
 
 
@@ -103,16 +106,12 @@ def _begin(session: Session) -> None:
     session.begin()
 
 
-@contextmanager
-def _named_errors() -> Iterator[None]:
-    try:
-        yield
-    except UnboundExecutionError as error:
-        raise NoTransaction(
+def _named(error: Exception) -> NoTransaction:
+    if isinstance(error, UnboundExecutionError):
+        return NoTransaction(
             f"the session is bound to no engine: {error}; if it has one for each table, pass its connection instead"
-        ) from error
-    except (InvalidRequestError, ResourceClosedError) as error:
-        raise NoTransaction(f"the session cannot be used, so nothing was written: {error}") from error
+        )
+    return NoTransaction(f"the session cannot be used, so nothing was written: {error}")
 
 
 def _started(connection: AsyncConnection) -> AsyncConnection:

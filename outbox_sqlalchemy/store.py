@@ -11,7 +11,7 @@ from copy import copy
 from datetime import timedelta
 from functools import cached_property, partial
 
-from sqlalchemy import URL, Connection, TextClause, make_url, text
+from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -36,12 +36,12 @@ from outbox_core.sql.refusals import (
     is_login_refused,
     is_schema_refused,
 )
-from outbox_core.sql.remember import remembered
 from outbox_core.store import Listener, OnCommit
 from outbox_sqlalchemy.commits import after_commit
 from outbox_sqlalchemy.connections import OwnConnection, cut
 from outbox_sqlalchemy.listen import listen_on
 from outbox_sqlalchemy.poolers import look_out
+from outbox_sqlalchemy.rendering import rendered
 from outbox_sqlalchemy.sessions import (
     asynchronous,
     check_same_database,
@@ -141,27 +141,25 @@ class SqlAlchemyStore(SqlStore):
     def _run_on(self, make: Maker, connection: Connection) -> Sequence[Sequence[Row]]:
         check_same_database(connection, self.engine)
         statements = make(self._dialect_of(connection))
-        with self._refusals():
-            return [_execute(connection, statement) for statement in statements]
-
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        """Raise an error of ours for what the database says of the tables, of our rights or of the caller's transaction."""
         try:
-            yield
+            return [_execute(connection, statement) for statement in statements]
         except DBAPIError as error:
-            if is_aborted(_driver_error(error)):
-                raise NoTransaction(
-                    "the transaction has failed already, so nothing was written; roll it back, or use a savepoint "
-                    "(session.begin_nested()) around what may fail"
-                ) from error
-            if is_schema_refused(_driver_error(error)):
-                raise SchemaMismatch(
-                    self.tables.outbox, [f"{first_line(_driver_error(error))}; create or migrate it first"]
-                ) from error
-            if is_forbidden(_driver_error(error)):
-                raise NoPermission(f"{first_line(_driver_error(error))}; {GRANTS}") from error
+            self._refused(error)
             raise
+
+    def _refused(self, error: DBAPIError) -> None:
+        """Raise an error of ours for what the database says of the tables, of our rights or of the caller's transaction."""
+        if is_aborted(_driver_error(error)):
+            raise NoTransaction(
+                "the transaction has failed already, so nothing was written; roll it back, or use a savepoint "
+                "(session.begin_nested()) around what may fail"
+            ) from error
+        if is_schema_refused(_driver_error(error)):
+            raise SchemaMismatch(
+                self.tables.outbox, [f"{first_line(_driver_error(error))}; create or migrate it first"]
+            ) from error
+        if is_forbidden(_driver_error(error)):
+            raise NoPermission(f"{first_line(_driver_error(error))}; {GRANTS}") from error
 
     def _dialect_of(self, connection: Connection | AsyncEngine) -> Dialect:
         if self.dialect is None:
@@ -182,10 +180,17 @@ class SqlAlchemyStore(SqlStore):
             return await super()._look(make)
         executor = await self.open()
         try:
-            with self._outages(), self._refusals():
-                return [await executor.execute(statement) for statement in make(self._dialect_of(self._engine))]
+            with self._outages():
+                return await self._ask(executor, make(self._dialect_of(self._engine)))
         finally:
             await executor.close()
+
+    async def _ask(self, executor: "SqlAlchemyExecutor", statements: Sequence[Statement]) -> Sequence[Sequence[Row]]:
+        try:
+            return [await executor.execute(statement) for statement in statements]
+        except DBAPIError as error:
+            self._refused(error)
+            raise
 
     async def open(self) -> "SqlAlchemyExecutor":
         engine = self._engine
@@ -237,7 +242,6 @@ class SqlAlchemyExecutor:
 
     def __init__(self, connection: OwnConnection) -> None:
         self._connection = connection
-        self._compiled = remembered(connection.compile)
         self.keeps_settings = not connection.pooled
 
     async def execute(self, statement: Statement) -> Sequence[Row]:
@@ -258,7 +262,7 @@ class SqlAlchemyExecutor:
         return running.result()
 
     async def _execute(self, statement: Statement) -> Sequence[Row]:
-        return await self._connection.fetch(self._compiled(statement.text), statement.parameters)
+        return await self._connection.fetch(statement.text, statement.parameters)
 
     def together(self) -> AbstractAsyncContextManager[None]:
         return begun(self)
@@ -296,13 +300,10 @@ def _check_listen_dsn(dsn: object, engine: AsyncEngine | None) -> None:
         )
 
 
-@remembered
-def _clause(sql: str) -> TextClause:
-    return text(sql)
-
-
 def _execute(connection: Connection, statement: Statement) -> Sequence[Row]:
-    result = connection.execute(_clause(statement.text), statement.parameters)
+    """In the driver's own words, which SQLAlchemy passes on for less, and shows to whoever listens all the same."""
+    sql = rendered(statement.text, connection.dialect)
+    result = connection.exec_driver_sql(sql.text, sql.values(statement.parameters))
     return result.fetchall() if result.returns_rows else ()
 
 

@@ -1,16 +1,18 @@
 """One outbox on one database, with an asynchronous and a synchronous engine for the same place."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
+import pytest
 from sqlalchemy import URL, Engine, MetaData, Row, Table, create_engine, event, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from outbox_sqlalchemy import OutboxBroker, OutboxTables, make_outbox_tables
+from outbox_sqlalchemy.connections import OwnConnection
 
 PATIENCE = 5.0  # seconds
 
@@ -75,8 +77,23 @@ async def running(broker: OutboxBroker, patience: float = 2 * PATIENCE) -> Async
 
 
 @contextmanager
+def statements_of_workers() -> Iterator[list[str]]:
+    """What SQLAlchemy's workers of this process send meanwhile, on connections of which no engine's listeners hear."""
+    sent: list[str] = []
+    fetch = OwnConnection.fetch
+
+    async def noting(self: OwnConnection, sql: str, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+        sent.append(sql)
+        return await fetch(self, sql, parameters)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OwnConnection, "fetch", noting)
+        yield sent
+
+
+@contextmanager
 def statements_on(engine: Engine) -> Iterator[list[str]]:
-    """What is sent through *engine* meanwhile, transaction control aside."""
+    """What callers send through *engine* meanwhile, transaction control aside."""
     sent: list[str] = []
 
     def note(connection: object, cursor: object, statement: str, *_: object) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, cast
 from faststream.exceptions import FeatureNotSupportedException
 
 from outbox_core.completion import open_session
-from outbox_core.envelope import cannot_encode, check_encoded, compose
+from outbox_core.envelope import Envelope, cannot_encode, check_encoded
 from outbox_core.errors import NoTransaction, NotStarted
 from outbox_core.faststream._compat import EMPTY, DefaultCodec, ProducerProto
 from outbox_core.faststream.message import decode_body, parse_message
@@ -120,34 +120,27 @@ class OutboxProducer(ProducerProto[OutboxPublishCommand]):
 
     async def compose(self, cmd: OutboxPublishCommand) -> list[NewMessage]:
         """Check and encode everything before anything is sent."""
-        return [await self._compose(cmd, body) for body in cmd.batch_bodies]
-
-    async def _compose(self, cmd: OutboxPublishCommand, body: object) -> NewMessage:
-        return compose(
-            body,
+        envelope = Envelope(
             cmd.destination,
             headers=cmd.headers,
             correlation_id=cmd.correlation_id,
             reply_to=cmd.reply_to,
-            message_id=cmd.message_id,
             key=cmd.key,
             priority=cmd.priority,
             activate_in=cmd.activate_in,
             activate_at=cmd.activate_at,
             timer_id=cmd.timer_id,
             timer_conflict=cmd.timer_conflict,
-            encoded=await self._encode(body),
             max_payload_bytes=self._config.max_payload_bytes,
         )
+        if self._config.broker_codec is None and self._config.fd_config.serializer in (EMPTY, None):
+            return [envelope.seal(body, cmd.message_id) for body in cmd.batch_bodies]
+        return [envelope.seal(body, cmd.message_id, await self._encode(body)) for body in cmd.batch_bodies]
 
-    async def _encode(self, body: object) -> tuple[bytes, str | None] | None:
-        """By the user's codec or serializer, if there is one; the core's encoder otherwise."""
-        config = self._config
-        serializer = config.fd_config.serializer
-        if config.broker_codec is None and serializer in (EMPTY, None):
-            return None
+    async def _encode(self, body: object) -> tuple[bytes, str | None]:
+        """By the user's codec or serializer."""
         try:
-            encoded = await self.codec.encode(body, config.fd_config._serializer)
+            encoded = await self.codec.encode(body, self._config.fd_config._serializer)
         except (TypeError, ValueError) as error:
             raise cannot_encode(body, error) from error
         return check_encoded(encoded)

@@ -7,7 +7,7 @@ from faststream.response import PublishCommand, PublishType
 from faststream.specification.asyncapi.utils import resolve_payloads
 from faststream.specification.schema import Message, Operation, PublisherSpec
 
-from outbox_core.envelope import PublishOptions, check_queue, compose
+from outbox_core.envelope import Envelope, PublishOptions, check_queue
 from outbox_core.faststream._compat import FakePublisher, PublisherSpecification, PublisherUsecase
 from outbox_core.faststream.config import (
     OutboxBrokerConfig,
@@ -50,8 +50,8 @@ class OutboxPublisher(PublisherUsecase):
         super().__init__(config, cast("Any", specification))  # upstream's generics are invariant
         self._queue = check_queue(config.queue)
         # What it adds to every message is refused here and not at the first of them.
-        compose(
-            b"", self._queue, headers=config.headers, key=config.key, priority=config.priority, reply_to=config.reply_to
+        Envelope(
+            self._queue, headers=config.headers, key=config.key, priority=config.priority, reply_to=config.reply_to
         )
         self.headers = config.headers
         self.key = config.key

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 from uuid import UUID
@@ -68,7 +68,8 @@ class Dialect(ABC):
     def insert(self, messages: Sequence[NewMessage], *, wake: bool, blindly: bool = False) -> Sequence[Statement]:
         """Insert all messages; rows of `id, message_id` come back for those that were inserted or changed a timer.
 
-        The message id is the message's own, whatever the timer's row goes by.
+        The message id is the message's own, whatever the timer's row goes by; NULL for those that cannot conflict, which are
+        all inserted, with ids that grow with their place.
 
         One statement for any number of messages that share queue, key, priority and schedule. *wake*: also notify, if a
         sleeping worker has armed the queue. *blindly*: read no column, so that a role which may only INSERT can run it;
@@ -397,6 +398,7 @@ def counts(delivery: Delivery, outcome: Outcome) -> tuple[int, int]:
             return 0, 0
 
 
+@lru_cache(maxsize=1_000)
 def wake_lock(channel: str, queue: str) -> int:
     """The advisory lock that says whether a worker sleeps on *queue*: 64 bits, the same in every process."""
     return int.from_bytes(blake2b(f"{channel}:{queue}".encode(), digest_size=8).digest(), "big", signed=True)
@@ -414,13 +416,14 @@ def same_envelope(messages: Sequence[NewMessage]) -> Sequence[Sequence[NewMessag
 
 
 def _alike(one: NewMessage, other: NewMessage) -> bool:
-    return (one.queue, one.key, one.priority, one.delay, one.available_at, one.timer_id) == (
+    return (one.queue, one.key, one.priority, one.delay, one.available_at, one.timer_id, one.has_new_id) == (
         other.queue,
         other.key,
         other.priority,
         other.delay,
         other.available_at,
         other.timer_id,
+        other.has_new_id,
     )
 
 

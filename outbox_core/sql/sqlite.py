@@ -69,12 +69,13 @@ class SQLite(Dialect):
             parameters[f"message_id_{place}"] = message.message_id.hex
             parameters[f"payload_{place}"] = message.payload
             parameters[f"headers_{place}"] = message.headers
+        message_id = "message_id" if len(run) > 1 else ":message_id_0"  # a changed timer's row keeps another
         return Statement(
             f"""INSERT INTO {self.outbox}
                 (message_id, queue, key, payload, headers, priority, timer_id, next_attempt_at)
                 VALUES {", ".join(rows)}
                 {self._conflict(first)}
-                RETURNING id, {"message_id" if len(run) > 1 else ":message_id_0"}""",
+                RETURNING id, {message_id if first.may_conflict else "NULL"}""",
             parameters,
         )
 

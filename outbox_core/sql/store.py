@@ -459,8 +459,11 @@ def _catalogue(table: str, dialect: Dialect) -> Sequence[Statement]:
 
 
 def _ids_in_order(messages: Sequence[NewMessage], answers: Sequence[Sequence[Row]]) -> list[int | None]:
-    ids = {_key(row[1]): row[0] for rows in answers for row in rows}
-    return [ids.pop(message.message_id.int, None) for message in messages]
+    if len(messages) == 1:
+        return [row[0] for rows in answers for row in rows] or [None]
+    new = iter([id for rows in answers for id in sorted(row[0] for row in rows if row[1] is None)])
+    ids = {_key(row[1]): row[0] for rows in answers for row in rows if row[1] is not None}
+    return [ids.pop(message.message_id.int, None) if message.may_conflict else next(new, None) for message in messages]
 
 
 def _key(message_id: object) -> int:

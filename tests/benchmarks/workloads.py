@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from statistics import median
 from time import perf_counter, process_time
 
 from sqlalchemy import MetaData, text
@@ -68,31 +69,30 @@ class Countdown:
         return Result({"msg/s": self.total / self.wall, "CPU µs/msg": self.cpu / self.total * 1e6})
 
 
-async def timed(count: int, work: Callable[[int], Awaitable[object]]) -> float:
-    """Microseconds a call, after a tenth of the calls for warming up."""
-    for number in range(max(1, count // 10)):
-        await work(number)
-    started = perf_counter()
-    for number in range(count):
-        await work(number)
-    return (perf_counter() - started) / count * 1e6
+async def interleaved(count: int, *works: Callable[[int], Awaitable[object]]) -> list[float]:
+    """Microseconds a call, the median of each of *works*, which take turns: a commit's time differs by more than they do."""
+    taken: list[list[float]] = [[] for _ in works]
+    for number in range(-(count // 10), count):  # the first ones warm up
+        for work, times in zip(works, taken, strict=True):
+            started = perf_counter()
+            await work(number)
+            if number >= 0:
+                times.append(perf_counter() - started)
+    return [median(times) * 1e6 for times in taken]
 
 
 class Adding:
-    """What a message adds to a transaction, in microseconds: with and without it, interleaved, as the disk's mood changes."""
-
-    ROUNDS = 5
+    """What a message adds to a transaction, in microseconds."""
 
     def __init__(self, messages: int) -> None:
-        self._count = max(1, messages // self.ROUNDS)
+        self._count = messages
 
     async def measure(self, transaction: Callable[[int, bool], Awaitable[object]]) -> Result:
         """*transaction*: takes a number, and whether to publish beside the domain row."""
-        alone = published = 0.0
-        for _ in range(self.ROUNDS):
-            alone += await timed(self._count, lambda number: transaction(number, False))
-            published += await timed(self._count, lambda number: transaction(number, True))
-        return Result({"adds µs": (published - alone) / self.ROUNDS})
+        alone, published = await interleaved(
+            self._count, lambda number: transaction(number, False), lambda number: transaction(number, True)
+        )
+        return Result({"adds µs": published - alone})
 
 
 def percentiles(milliseconds: list[float]) -> Result:

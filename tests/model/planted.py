@@ -39,7 +39,7 @@ class PublishesBeforeTheCommit(Planted):
 
 class PublishesATimerTwice(Planted):
     def _conflicting(self, message: NewMessage) -> _Row | None:
-        return super()._conflicting(replace(message, timer_id=None))
+        return super()._conflicting(message._replace(timer_id=None))
 
 
 # Claiming

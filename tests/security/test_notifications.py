@@ -7,7 +7,7 @@ from time import monotonic
 import psycopg
 
 from tests.databases import plain
-from tests.places import Place, running, statements_on, until
+from tests.places import Place, running, statements_of_workers, until
 
 SECONDS = 2.0
 
@@ -22,7 +22,7 @@ async def test_a_flood_of_notifications_costs_some_looks_a_second_and_delays_nob
 
     ended = threading.Event()
     flood = threading.Thread(target=send, args=(postgres, ended))
-    with statements_on(postgres.engine.sync_engine) as sent:
+    with statements_of_workers() as sent:
         async with running(broker):
             flood.start()
             try:

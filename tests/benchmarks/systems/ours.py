@@ -14,7 +14,7 @@ from sqlalchemy import MetaData, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from outbox_sqlalchemy import OutboxBroker, make_outbox_table
-from tests.benchmarks.workloads import Countdown, Result, body, empty_tables, percentiles, timed, vacuum
+from tests.benchmarks.workloads import Countdown, Result, body, empty_tables, interleaved, percentiles, vacuum
 
 metadata = MetaData()
 outbox = make_outbox_table(metadata, "bench_ours")
@@ -48,14 +48,13 @@ async def publish_one(dsn: str, messages: int) -> Result:
             await session.execute(text("INSERT INTO bench_orders (name) VALUES (:name)"), {"name": "order"})
             await add(session, number)
 
-    costs = {"alone": 0.0, "ours": 0.0, "hand": 0.0}
-    rounds = 5
-    for _ in range(rounds):  # interleaved, since the disk's mood is larger than the difference
-        costs["alone"] += await timed(messages // rounds, lambda number: transaction(nothing, number))
-        costs["ours"] += await timed(messages // rounds, lambda number: transaction(with_ours, number))
-        costs["hand"] += await timed(messages // rounds, lambda number: transaction(by_hand, number))
+    alone, ours, hand = await interleaved(
+        messages,
+        lambda number: transaction(nothing, number),
+        lambda number: transaction(with_ours, number),
+        lambda number: transaction(by_hand, number),
+    )
     await engine.dispose()
-    alone, ours, hand = (cost / rounds for cost in costs.values())
     return Result({"adds µs": ours - alone, "by hand adds µs": hand - alone})
 
 
