@@ -24,7 +24,7 @@ from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
 from outbox_core.outcome import Release
 from outbox_core.settler import Settler
-from outbox_core.store import Armed, Band, KeyClaim, KeyWant, Link, Survey, Want
+from outbox_core.store import CLAIM_BYTES, Armed, Band, KeyClaim, KeyWant, Link, Survey, Want
 from outbox_core.waiting import within
 
 logger = logging.getLogger("outbox")
@@ -223,7 +223,9 @@ class Claimer:
             return 0
         total = sum(claimant.room() for claimant in group)
         sent = monotonic()
-        deliveries = await self._keeper.call(lambda link: link.claim(wants, total=total, lease=lease))
+        deliveries = await self._keeper.call(
+            lambda link: link.claim(wants, total=total, lease=lease, most_bytes=CLAIM_BYTES)
+        )
         self._learn(wants, deliveries, group)
         self._take_over(deliveries, lease, sent)
         return len(deliveries)
@@ -279,14 +281,21 @@ class Claimer:
         """Remember which bands had as much as they were asked for, and where their next claim may start."""
         by_band = {Band(*band): [*its] for band, its in groupby(deliveries, key=_band)}
         full = {want.band for want in wants if len(by_band.get(want.band, ())) >= want.limit}
+        unasked: set[Band] = set()
+        if sum(len(delivery.payload) for delivery in deliveries) >= CLAIM_BYTES:
+            last, bands = Band(*_band(deliveries[-1])), [want.band for want in wants]
+            full.add(last)
+            unasked = {*bands[bands.index(last) + 1 :]}
         for want in wants:
             if want.band in full:
                 self._since[want.band] = by_band[want.band][0].due
+            elif want.band in unasked:
+                continue  # what came before it had all the bytes of the claim
             elif self._since.pop(want.band, None) is not None:
                 full.add(want.band)  # it came back short from above the mark; something may lie below
         self._hot = {band.queue for band in by_band} | {band.queue for band in full}
         for claimant in group:
-            claimant.more |= any(band.queue in claimant.options.queues for band in full)
+            claimant.more |= any(band.queue in claimant.options.queues for band in full | unasked)
 
     def _hand_out(self, deliveries: Sequence[Delivery]) -> None:
         for queue, its in groupby(deliveries, key=_queue):

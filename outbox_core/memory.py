@@ -11,14 +11,25 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import count, takewhile
+from itertools import accumulate, count, takewhile
 from typing import Any
 from uuid import UUID, uuid4
 
 from outbox_core.errors import WrongType
 from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats, read_headers
 from outbox_core.outcome import Ack, DeadLetter, Release, Retry
-from outbox_core.store import Armed, Band, Difference, KeyClaim, KeyWant, OnCommit, Settlement, Survey, Want
+from outbox_core.store import (
+    CLAIM_BYTES,
+    Armed,
+    Band,
+    Difference,
+    KeyClaim,
+    KeyWant,
+    OnCommit,
+    Settlement,
+    Survey,
+    Want,
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -407,12 +418,15 @@ class MemoryLink:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
-    async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
+    async def claim(
+        self, wants: Sequence[Want], *, total: int, lease: float, most_bytes: int = CLAIM_BYTES
+    ) -> list[Delivery]:
         token, now = uuid4(), self._store._clock()
         claimed: list[Delivery] = []
         with self._store.lock:
             for want in wants:
-                due = self._due_rows(want, now)[: min(want.limit, total - len(claimed))]
+                due = _within(most_bytes - _size(claimed), self._due_rows(want, now))
+                due = due[: min(want.limit, total - len(claimed))]
                 claimed += [self._lease(row, token, now, lease) for row in due]
         return claimed
 
@@ -441,9 +455,11 @@ class MemoryLink:
             if any(row.parked is not None or self._store._leased(row) for row in line):
                 continue
             most = min(want.run, want.limit - len(claimed))
+            run = _within(want.most_bytes - _size(claimed), startable[:most])
             with self._store.lock:
-                claimed += [self._lease(row, token, now, lease) for row in startable[:most]]
-            if len(claimed) >= want.limit and place < len(keys):
+                claimed += [self._lease(row, token, now, lease) for row in run]
+            full = len(claimed) >= want.limit or _size(claimed) >= want.most_bytes
+            if full and place < len(keys):
                 return KeyClaim(claimed, key, _first(dues, now))
         return KeyClaim(claimed, None, _first(dues, now))
 
@@ -600,6 +616,16 @@ def _same(one: NewMessage, other: NewMessage) -> bool:
 
 def _first(dues: Sequence[datetime], now: datetime) -> float | None:
     return (min(dues) - now).total_seconds() if dues else None
+
+
+def _size(deliveries: Iterable[Delivery]) -> int:
+    return sum(len(delivery.payload) for delivery in deliveries)
+
+
+def _within(most_bytes: int, rows: Sequence[_Row]) -> list[_Row]:
+    """The first of *rows*, until their payloads have reached *most_bytes*."""
+    before = accumulate((len(row.message.payload) for row in rows), initial=0)
+    return [row for row, size in zip(rows, before, strict=False) if size < most_bytes]
 
 
 def _changes(timer: NewMessage, message: NewMessage) -> bool:

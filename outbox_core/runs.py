@@ -11,6 +11,7 @@ one that says that somebody has the key (`held_key`).
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 
 from outbox_core.message import Delivery, Line
 
@@ -26,6 +27,10 @@ class Runs:
     def __len__(self) -> int:
         """How many wait."""
         return self._waiting
+
+    def waiting(self) -> Iterator[Delivery]:
+        """Those who wait."""
+        return chain.from_iterable(self._behind.values())
 
     def admit(self, deliveries: Iterable[Delivery]) -> Iterator[Delivery]:
         """Those of *deliveries*, freshly claimed, that may begin; the others wait."""

@@ -12,6 +12,8 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from itertools import chain
+from math import ceil
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -24,6 +26,7 @@ from outbox_core.outcome import Ack, Outcome, Release
 from outbox_core.overdue import Overdue
 from outbox_core.runs import Runs
 from outbox_core.settler import Settler
+from outbox_core.store import CLAIM_BYTES
 from outbox_core.waiting import within
 
 logger = logging.getLogger("outbox")
@@ -81,6 +84,8 @@ class Consumer:
         self._stopping = False
         self._seconds: float | None = None  # of a handler run, moving average
         self.completed = 0
+        self._size = 0.0  # bytes of a payload, moving average over the claims
+        self._largest = 0  # bytes of a payload: none of what has not begun has more
         self._completed_before = -1  # when it was last looked whether anything is stalled
 
     # Life
@@ -156,9 +161,24 @@ class Consumer:
 
     def wants_more(self) -> bool:
         """Whether it is worth a claim: a slot would go idle, or half of what is held in advance is gone."""
-        return self._ahead * 2 <= self._target() and self.room() > 0
+        return (self._ahead * 2 <= self._target() or self._falls_short) and self.room() > 0
+
+    @property
+    def _falls_short(self) -> bool:
+        """Whether the last claim, cut for its bytes, has not brought enough for the slots that are idle."""
+        return self.more and bool(self._buffer and self._waiting)  # all of the buffer is for slots that were woken
 
     def _target(self) -> int:
+        """How many messages to hold that have not begun: `CLAIM_BYTES` of them, or as many as slots wait for."""
+        soon = self._soon()
+        if soon * self._largest <= CLAIM_BYTES:  # as with most messages, and none of them has to be looked at
+            return soon
+        sizes = [len(delivery.payload) for delivery in chain(self._buffer, self._runs.waiting())]
+        self._largest = max(sizes, default=ceil(self._size))
+        fitting = ceil((CLAIM_BYTES - sum(sizes)) / max(1.0, self._size))
+        return min(soon, len(sizes) + max(len(self._waiting), fitting))
+
+    def _soon(self) -> int:
         slots = self.options.max_workers * (self.options.max_records if self.options.batch else 1)
         idle = max(0, slots - len(self._running))
         if self.options.prefetch is not None:
@@ -172,6 +192,11 @@ class Consumer:
 
     def add(self, deliveries: Sequence[Delivery]) -> None:
         """Hand over claimed deliveries, in order."""
+        if deliveries:
+            sizes = [len(delivery.payload) for delivery in deliveries]
+            mean = sum(sizes) / len(sizes)
+            self._size = (mean + (self._size or mean)) / 2
+            self._largest = max(self._largest, *sizes)
         self._buffer.extend(self._runs.admit(deliveries))
         if self._stopping:
             self.give_back()
@@ -240,6 +265,8 @@ class Consumer:
                 return False
             if not self._isolation.running:
                 self._settler.hurry()
+            if self.more and self.wants_more():
+                self._need()
             future = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             try:

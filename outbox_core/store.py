@@ -20,6 +20,7 @@ from outbox_core.outcome import Outcome
 
 Armed: TypeAlias = Literal["armed", "proxied", "publishing"]
 
+CLAIM_BYTES = 16 * 2**20  # of payloads: so much in one claim, and so much that waits for a slot, give or take a message
 PURGED_AT_ONCE = 5_000  # rows that a purge of many deletes in a transaction, so that none holds its locks for long
 
 
@@ -50,7 +51,8 @@ class KeyWant:
     """Claim at most *limit* messages with a key from *queue*, at most *run* of each key, going on after the key *after*.
 
     None: begin with the first key. *keys*: of so many keys, where there are as many, since only one message of each can be
-    handled at a time; None: of as many as can be. More messages of fewer keys cost less.
+    handled at a time; None: of as many as can be. More messages of fewer keys cost less. *most_bytes*: nothing more once the
+    payloads have reached so many, in the middle of a key as well; what was left of it comes behind what was taken.
     """
 
     queue: str
@@ -58,6 +60,7 @@ class KeyWant:
     run: int
     after: str | None = None
     keys: int | None = None
+    most_bytes: int = CLAIM_BYTES
 
     @property
     def depth(self) -> int:
@@ -69,8 +72,8 @@ class KeyClaim(NamedTuple):
     """What a claim of keys brought.
 
     `deliveries`: key after key, each key's by id. `after`: the key after which the next claim goes on, None where this one
-    has come to the last key. `due_in`: seconds until the first message of one of the keys that it passed becomes due, None
-    if none of them waits.
+    has come to the last key. `due_in`: seconds until the first message of one of the keys that it looked at becomes due, None
+    if none of them waits; it may have looked beyond `after`.
     """
 
     deliveries: list[Delivery]
@@ -117,8 +120,13 @@ class Difference(NamedTuple):
 class Link(Protocol):
     """A worker's own connection. Its methods are called one at a time; any exception makes the caller replace it."""
 
-    async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
+    async def claim(
+        self, wants: Sequence[Want], *, total: int, lease: float, most_bytes: int = CLAIM_BYTES
+    ) -> list[Delivery]:
         """Lease up to *total* due messages without a key for *lease* seconds, by want, then oldest first.
+
+        None more once their payloads have reached *most_bytes*: so the first one always comes, and an answer with fewer bytes
+        has left nothing behind because of its size. What is left is as it was.
 
         Concurrent claims never return the same row. Rows whose lease has ended come back as suspects.
         """

@@ -86,7 +86,9 @@ class Dialect(ABC):
         """What a new connection of a worker's is told first."""
 
     @abstractmethod
-    def claim(self, wants: Sequence[Want], *, total: int, lease: float, token: UUID, suspect: UUID) -> Statement: ...
+    def claim(
+        self, wants: Sequence[Want], *, total: int, most_bytes: int, lease: float, token: UUID, suspect: UUID
+    ) -> Statement: ...
 
     @abstractmethod
     def read_delivery(self, row: Row, suspect: UUID) -> Delivery: ...
@@ -103,8 +105,13 @@ class Dialect(ABC):
     def read_keys(self, rows: Sequence[Row]) -> KeyLook: ...
 
     @abstractmethod
-    def claim_keys(self, queue: str, runs: Mapping[str, int], *, lease: float, token: UUID, suspect: UUID) -> Statement:
-        """Lease the first messages of each key, as many as *runs* says, in rows of a delivery as `claim` returns them."""
+    def claim_keys(
+        self, queue: str, runs: Mapping[str, int], *, most_bytes: int, lease: float, token: UUID, suspect: UUID
+    ) -> Statement:
+        """Lease the first messages of each key, as many as *runs* says, in rows of a delivery as `claim` returns them.
+
+        Key after key until the payloads have reached *most_bytes*; a run that would go on then ends there.
+        """
 
     @property
     @abstractmethod

@@ -175,7 +175,9 @@ class PostgreSQL(Dialect):
             )
         ]
 
-    def claim(self, wants: Sequence[Want], *, total: int, lease: float, token: UUID, suspect: UUID) -> Statement:
+    def claim(
+        self, wants: Sequence[Want], *, total: int, most_bytes: int, lease: float, token: UUID, suspect: UUID
+    ) -> Statement:
         return Statement(
             self._claim,
             {
@@ -184,6 +186,7 @@ class PostgreSQL(Dialect):
                 "limits": [want.limit for want in wants],
                 "sinces": [-inf if want.since is None else want.since for want in wants],
                 "total": total,
+                "most_bytes": most_bytes,
                 "lease": lease,
                 "token": token,
                 "suspect": suspect,
@@ -193,28 +196,37 @@ class PostgreSQL(Dialect):
     # One ordered index scan a band, each stopping at its limit; LockRows below the limits locks only what is taken.
     # The join by ctid is safe because the rows stay locked, and it spares the second index descent. A row that was
     # leased before gets the second token: RETURNING cannot see the old values, and a suspect has to be told apart.
+    # The sizes add up above the limits, in the order of what was locked; a row over the sum is free again when the
+    # statement ends. `octet_length` reads no payload that is stored elsewhere.
     @cached_property
     def _claim(self) -> str:
         return f"""UPDATE {self.outbox} AS message
             SET {_LEASE}
             WHERE message.ctid = ANY (ARRAY(
-                SELECT ready.ctid
-                FROM unnest(CAST(:queues AS text[]), CAST(:priorities AS smallint[]), CAST(:limits AS int[]),
-                            CAST(:sinces AS float8[])) AS want (queue, priority, most, since)
-                CROSS JOIN LATERAL (
-                    SELECT candidate.ctid
-                    FROM {self.outbox} AS candidate
-                    WHERE candidate.queue = want.queue
-                      AND candidate.priority = want.priority
-                      AND candidate.failure_reason IS NULL AND candidate.key IS NULL
-                      AND candidate.next_attempt_at >= to_timestamp(want.since)
-                      AND candidate.next_attempt_at <= statement_timestamp()
-                      AND (candidate.leased_until IS NULL OR candidate.leased_until <= statement_timestamp())
-                    ORDER BY candidate.next_attempt_at, candidate.id
-                    LIMIT want.most
-                    FOR UPDATE SKIP LOCKED
-                ) AS ready
-                LIMIT CAST(:total AS int)
+                SELECT ctid
+                FROM (
+                    SELECT ctid, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before
+                    FROM (
+                        SELECT ready.ctid, ready.size
+                        FROM unnest(CAST(:queues AS text[]), CAST(:priorities AS smallint[]), CAST(:limits AS int[]),
+                                    CAST(:sinces AS float8[])) AS want (queue, priority, most, since)
+                        CROSS JOIN LATERAL (
+                            SELECT candidate.ctid, octet_length(candidate.payload) AS size
+                            FROM {self.outbox} AS candidate
+                            WHERE candidate.queue = want.queue
+                              AND candidate.priority = want.priority
+                              AND candidate.failure_reason IS NULL AND candidate.key IS NULL
+                              AND candidate.next_attempt_at >= to_timestamp(want.since)
+                              AND candidate.next_attempt_at <= statement_timestamp()
+                              AND (candidate.leased_until IS NULL OR candidate.leased_until <= statement_timestamp())
+                            ORDER BY candidate.next_attempt_at, candidate.id
+                            LIMIT want.most
+                            FOR UPDATE SKIP LOCKED
+                        ) AS ready
+                        LIMIT CAST(:total AS int)
+                    ) AS locked
+                ) AS counted
+                WHERE before < CAST(:most_bytes AS bigint)
             ))
             {_DELIVERY}"""
 
@@ -277,13 +289,16 @@ class PostgreSQL(Dialect):
                            WHERE holder.queue = :queue AND holder.held_key = {key}
                              AND (holder.leased_until > statement_timestamp() OR holder.failure_reason IS NOT NULL))"""
 
-    def claim_keys(self, queue: str, runs: Mapping[str, int], *, lease: float, token: UUID, suspect: UUID) -> Statement:
+    def claim_keys(
+        self, queue: str, runs: Mapping[str, int], *, most_bytes: int, lease: float, token: UUID, suspect: UUID
+    ) -> Statement:
         return Statement(
             self._claim_keys,
             {
                 "queue": queue,
                 "keys": list(runs),
                 "runs": list(runs.values()),
+                "most_bytes": most_bytes,
                 "lease": lease,
                 "token": token,
                 "suspect": suspect,
@@ -295,22 +310,30 @@ class PostgreSQL(Dialect):
     # that was changed has another ctid when it is locked, if it is locked at all, so it is not joined; see `_claim`.
     # Only the last row of a run says that the key is held: the others are heap-only-tuple updates, and are settled before
     # it (`Runs`). Whether somebody else holds the key is asked afterwards, by `rivals`.
+    # The sizes add up before anything is locked, so that a run which ends at the sum has its last row there, and no row
+    # after it is locked.
     @cached_property
     def _claim_keys(self) -> str:
         free = """next_attempt_at <= statement_timestamp()
                   AND (leased_until IS NULL OR leased_until <= statement_timestamp())"""
         return f"""WITH candidate AS MATERIALIZED (
-                SELECT message.ctid, lane.number, message.place
-                FROM unnest(CAST(:keys AS text[]), CAST(:runs AS int[])) WITH ORDINALITY AS lane (name, run, number)
-                CROSS JOIN LATERAL (
-                    SELECT ctid, row_number() OVER (ORDER BY id) AS place, bool_and({free}) OVER (ORDER BY id) AS startable
-                    FROM (SELECT ctid, id, next_attempt_at, leased_until
-                          FROM {self.outbox}
-                          WHERE queue = :queue AND key = lane.name AND failure_reason IS NULL
-                          ORDER BY id
-                          LIMIT lane.run) AS first
-                ) AS message
-                WHERE message.startable
+                SELECT ctid, number, place
+                FROM (
+                    SELECT message.ctid, lane.number, message.place,
+                           sum(message.size) OVER (ROWS UNBOUNDED PRECEDING) - message.size AS before
+                    FROM unnest(CAST(:keys AS text[]), CAST(:runs AS int[])) WITH ORDINALITY AS lane (name, run, number)
+                    CROSS JOIN LATERAL (
+                        SELECT ctid, size, row_number() OVER (ORDER BY id) AS place,
+                               bool_and({free}) OVER (ORDER BY id) AS startable
+                        FROM (SELECT ctid, id, next_attempt_at, leased_until, octet_length(payload) AS size
+                              FROM {self.outbox}
+                              WHERE queue = :queue AND key = lane.name AND failure_reason IS NULL
+                              ORDER BY id
+                              LIMIT lane.run) AS first
+                    ) AS message
+                    WHERE message.startable
+                ) AS counted
+                WHERE before < CAST(:most_bytes AS bigint)
             ), locked AS MATERIALIZED (
                 SELECT ctid FROM {self.outbox}
                 WHERE ctid = ANY (ARRAY(SELECT ctid FROM candidate)) AND failure_reason IS NULL AND {free}

@@ -111,8 +111,11 @@ class SQLite(Dialect):
         # WAL lets a worker read while the application writes; it stays with the file.
         return [Statement("PRAGMA journal_mode = WAL", {}), Statement("PRAGMA busy_timeout = 5000", {})]
 
-    def claim(self, wants: Sequence[Want], *, total: int, lease: float, token: UUID, suspect: UUID) -> Statement:
+    def claim(
+        self, wants: Sequence[Want], *, total: int, most_bytes: int, lease: float, token: UUID, suspect: UUID
+    ) -> Statement:
         parameters: dict[str, object] = {"total": total, "lease": lease, "token": token.hex, "suspect": suspect.hex}
+        parameters["most_bytes"] = most_bytes
         bands = []
         for place, want in enumerate(wants):
             parameters[f"queue_{place}"] = want.band.queue
@@ -122,8 +125,8 @@ class SQLite(Dialect):
                 BEGINNING if want.since is None else _text(datetime.fromtimestamp(want.since, UTC))
             )
             bands.append(
-                f"""SELECT id FROM (
-                    SELECT id FROM {self.outbox}
+                f"""SELECT id, size FROM (
+                    SELECT id, length(payload) AS size FROM {self.outbox}
                     WHERE queue = :queue_{place} AND priority = :priority_{place}
                       AND failure_reason IS NULL AND key IS NULL
                       AND next_attempt_at >= :since_{place} AND next_attempt_at <= {NOW}
@@ -134,7 +137,10 @@ class SQLite(Dialect):
         return Statement(
             f"""UPDATE {self.outbox}
                 SET {_LEASE}
-                WHERE id IN (SELECT id FROM ({" UNION ALL ".join(bands)}) LIMIT :total)
+                WHERE id IN (
+                    SELECT id FROM (SELECT id, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before
+                                    FROM (SELECT id, size FROM ({" UNION ALL ".join(bands)}) LIMIT :total))
+                    WHERE before < :most_bytes)
                 {_DELIVERY}""",
             parameters,
         )
@@ -170,7 +176,9 @@ class SQLite(Dialect):
                            WHERE holder.queue = :queue AND holder.held_key = {key}
                              AND (holder.leased_until > {NOW} OR holder.failure_reason IS NOT NULL))"""
 
-    def claim_keys(self, queue: str, runs: Mapping[str, int], *, lease: float, token: UUID, suspect: UUID) -> Statement:
+    def claim_keys(
+        self, queue: str, runs: Mapping[str, int], *, most_bytes: int, lease: float, token: UUID, suspect: UUID
+    ) -> Statement:
         first = f"""SELECT message.id, message.next_attempt_at <= {NOW}
                            AND (message.leased_until IS NULL OR message.leased_until <= {NOW}) AS free
                     FROM {self.outbox} AS message
@@ -179,24 +187,26 @@ class SQLite(Dialect):
                     LIMIT :run"""
         return Statement(
             f"""WITH lane AS MATERIALIZED (
-                    SELECT name.value AS name, (SELECT max(id) FROM ({first})) AS last,
+                    SELECT name.key AS number, name.value AS name, (SELECT max(id) FROM ({first})) AS last,
                            (SELECT min(id) FROM ({first}) WHERE NOT free) AS stop
                     FROM json_each(:keys) AS name
                 ), startable AS (
-                    SELECT message.id
+                    SELECT message.id, sum(length(message.payload)) OVER line - length(message.payload) AS before
                     FROM lane JOIN {self.outbox} AS message
                       ON message.queue = :queue AND message.key = lane.name AND message.failure_reason IS NULL
                     WHERE message.id <= lane.last AND message.id < coalesce(lane.stop, lane.last + 1)
                       AND NOT {self._is_held("lane.name")}
+                    WINDOW line AS (ORDER BY lane.number, message.id ROWS UNBOUNDED PRECEDING)
                 )
                 UPDATE {self.outbox}
                 SET {_LEASE}, held_key = key
-                WHERE id IN (SELECT id FROM startable)
+                WHERE id IN (SELECT id FROM startable WHERE before < :most_bytes)
                 {_DELIVERY}""",
             {
                 "queue": queue,
                 "keys": json.dumps(list(runs)),
                 "run": max(runs.values()),  # they are all alike, as `look_at_keys` counts
+                "most_bytes": most_bytes,
                 "lease": lease,
                 "token": token.hex,
                 "suspect": suspect.hex,

@@ -23,6 +23,7 @@ from outbox_core.sql import refusals
 from outbox_core.sql.dialect import Dialect, Row, Settlements, Statement
 from outbox_core.sql.trial import trial
 from outbox_core.store import (
+    CLAIM_BYTES,
     Armed,
     Band,
     Difference,
@@ -316,9 +317,13 @@ class SqlLink:
         self._dialect = dialect
         self._holds_locks = False
 
-    async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
+    async def claim(
+        self, wants: Sequence[Want], *, total: int, lease: float, most_bytes: int = CLAIM_BYTES
+    ) -> list[Delivery]:
         token, suspect = uuid4(), uuid4()
-        statement = self._dialect.claim(wants, total=total, lease=lease, token=token, suspect=suspect)
+        statement = self._dialect.claim(
+            wants, total=total, most_bytes=most_bytes, lease=lease, token=token, suspect=suspect
+        )
         rows = await self._executor.execute(statement)
         deliveries = [self._dialect.read_delivery(row, suspect) for row in rows]
         deliveries.sort(key=_age)
@@ -330,20 +335,26 @@ class SqlLink:
     async def claim_keyed(self, want: KeyWant, *, lease: float) -> KeyClaim:
         looked = await self._executor.execute(self._dialect.look_at_keys(want))
         lengths, after, due_in = self._dialect.read_keys(looked)
-        deliveries = await self._claim_keys(want.queue, _runs(want, lengths), lease) if lengths else []
-        return KeyClaim(deliveries, after, due_in)
+        if not lengths:
+            return KeyClaim([], after, due_in)
+        deliveries, full_at = await self._claim_keys(want, _runs(want, lengths), lease)
+        return KeyClaim(deliveries, after if full_at in (None, [*lengths][-1]) else full_at, due_in)
 
-    async def _claim_keys(self, queue: str, runs: Mapping[str, int], lease: float) -> list[Delivery]:
-        token, suspect = uuid4(), uuid4()
+    async def _claim_keys(
+        self, want: KeyWant, runs: Mapping[str, int], lease: float
+    ) -> tuple[list[Delivery], str | None]:
+        """The messages, and at which key they had all the bytes that were wanted, None if they had fewer."""
+        token, suspect, queue = uuid4(), uuid4(), want.queue
         rows = await self._executor.execute(
-            self._dialect.claim_keys(queue, runs, lease=lease, token=token, suspect=suspect)
+            self._dialect.claim_keys(queue, runs, most_bytes=want.most_bytes, lease=lease, token=token, suspect=suspect)
         )
         place = {key: number for number, key in enumerate(runs)}
         deliveries = [self._dialect.read_delivery(row, suspect) for row in rows]
         deliveries.sort(key=lambda delivery: (place[delivery.key or ""], delivery.id))
+        full_at = deliveries[-1].key if sum(len(one.payload) for one in deliveries) >= want.most_bytes else None
         if deliveries and self._dialect.claims_collide:
-            return await self._unrivalled(queue, deliveries, token, suspect)
-        return deliveries
+            deliveries = await self._unrivalled(queue, deliveries, token, suspect)
+        return deliveries, full_at
 
     async def _unrivalled(self, queue: str, deliveries: list[Delivery], token: UUID, suspect: UUID) -> list[Delivery]:
         """Give back the keys of which somebody else has a message.

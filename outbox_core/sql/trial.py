@@ -26,9 +26,9 @@ def trial(dialect: Dialect) -> Iterator[Statement]:
     """What a worker's link executes, each to be executed on its own; none changes anything."""
     token, suspect = uuid4(), uuid4()
     yield dialect.survey([NOWHERE])
-    yield dialect.claim([Want(Band(NOWHERE), 1)], total=1, lease=LEASE, token=token, suspect=suspect)
+    yield dialect.claim([Want(Band(NOWHERE), 1)], total=1, most_bytes=1, lease=LEASE, token=token, suspect=suspect)
     yield dialect.look_at_keys(KeyWant(NOWHERE, limit=1, run=1))
-    yield dialect.claim_keys(NOWHERE, {NO_KEY: 1}, lease=LEASE, token=token, suspect=suspect)
+    yield dialect.claim_keys(NOWHERE, {NO_KEY: 1}, most_bytes=1, lease=LEASE, token=token, suspect=suspect)
     if dialect.claims_collide:
         yield dialect.rivals(NOWHERE, [NO_KEY], token=token, suspect=suspect)
     nothing = _nothing(token)

@@ -233,3 +233,90 @@ async def test_concurrent_workers_handle_each_message_once(outbox: Outbox) -> No
 
     assert len(acked) == len(set(acked)) == 60
     assert await outbox.pending() == []
+
+
+async def test_a_claim_ends_where_its_payloads_reach_the_bytes(outbox: Outbox) -> None:
+    link = await outbox.link()
+    await outbox.publish(*(compose(body, "orders") for body in ("aaaa", "bbbb", "cccc", "d", "e")))
+
+    claimed = await link.claim([Want(Band("orders"), 10)], total=10, lease=30, most_bytes=9)
+
+    assert bodies(claimed) == ["aaaa", "bbbb", "cccc"]
+    assert bodies(await claim(link)) == ["d", "e"]
+
+
+async def test_payloads_that_have_just_reached_the_bytes_are_enough(outbox: Outbox) -> None:
+    link = await outbox.link()
+    await outbox.publish(*(compose(body, "orders") for body in ("aaaa", "bbbb", "cccc")))
+
+    claimed = await link.claim([Want(Band("orders"), 10)], total=10, lease=30, most_bytes=8)
+
+    assert bodies(claimed) == ["aaaa", "bbbb"]
+
+
+async def test_a_message_that_has_more_than_the_bytes_is_claimed_alone(outbox: Outbox) -> None:
+    link = await outbox.link()
+    await outbox.publish(*(compose(body, "orders") for body in ("a" * 50_000, "b" * 50_000)))
+
+    one = await link.claim([Want(Band("orders"), 10)], total=10, lease=30, most_bytes=1_000)
+    other = await link.claim([Want(Band("orders"), 10)], total=10, lease=30, most_bytes=1_000)
+
+    assert [body[0] for body in bodies(one) + bodies(other)] == ["a", "b"]
+
+
+async def test_messages_without_a_body_are_claimed_behind_one_another(outbox: Outbox) -> None:
+    link = await outbox.link()
+    await outbox.publish(*(compose(b"", "orders") for _ in range(3)))
+
+    assert len(await link.claim([Want(Band("orders"), 10)], total=10, lease=30, most_bytes=1)) == 3
+
+
+async def test_all_wants_share_the_bytes_in_their_order(outbox: Outbox) -> None:
+    link = await outbox.link()
+    wants = [Want(Band("orders", 9), 10), Want(Band("orders", 0), 10), Want(Band("mails", 0), 10)]
+    await outbox.publish(compose("mail", "mails"), compose("o1", "orders"), compose("o2", "orders"))
+    await outbox.publish(compose("urgent", "orders", priority=9))
+
+    first = await link.claim(wants, total=10, lease=30, most_bytes=7)
+    second = await link.claim(wants, total=10, lease=30, most_bytes=7)
+
+    assert bodies(first) == ["urgent", "o1"]
+    assert bodies(second) == ["o2", "mail"]
+
+
+async def test_the_limits_hold_where_there_are_bytes_left(outbox: Outbox) -> None:
+    link = await outbox.link()
+    await outbox.publish(*(compose(f"o{number}", "orders") for number in range(3)))
+    await outbox.publish(*(compose(f"m{number}", "mails") for number in range(3)))
+
+    claimed = await link.claim([Want(Band("orders"), 2), Want(Band("mails"), 2)], total=3, lease=30, most_bytes=100)
+
+    assert bodies(claimed) == ["o0", "o1", "m0"]
+
+
+async def test_what_is_over_the_bytes_stays_as_it_was(outbox: Outbox) -> None:
+    link, other = await outbox.link(), await outbox.link()
+    await outbox.publish(compose("first", "orders"), compose("second", "orders"))
+    await link.claim([Want(Band("orders"), 10)], total=10, lease=30, most_bytes=1)
+
+    (second,) = await claim(other)
+
+    assert bodies([second]) == ["second"]
+    assert not second.suspect
+    assert second.deliveries == second.attempts == 0
+
+
+async def test_claims_of_few_bytes_lose_nothing_and_overlap_nowhere(outbox: Outbox) -> None:
+    links = [await outbox.link() for _ in range(3)]
+    published = await outbox.publish(*(compose("x" * (number % 7), "orders") for number in range(100)))
+    claimed: list[int] = []
+
+    async def drain(link: Link) -> None:
+        while len(claimed) < 100:
+            deliveries = await link.claim([Want(Band("orders"), 20)], total=20, lease=30, most_bytes=15)
+            claimed.extend(delivery.id for delivery in deliveries)
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*map(drain, links))
+
+    assert sorted(claimed) == published

@@ -375,3 +375,66 @@ async def test_a_halted_key_is_blocked_whether_others_wait_or_not(outbox: Outbox
     await publish(outbox, "a2")
 
     assert (alone, (await outbox.store.stats())["orders"].blocked_keys) == (1, 1)
+
+
+async def test_a_run_ends_where_its_payloads_reach_the_bytes(outbox: Outbox) -> None:
+    link, other = await outbox.link(), await outbox.link()
+    await publish(outbox, "a1", "a2", "a3", "a4")
+
+    claim = await link.claim_keyed(KeyWant("orders", 10, 10, most_bytes=4), lease=30)
+
+    assert bodies(claim.deliveries) == ["a1", "a2"]
+    assert claim.after is None
+    for delivery in claim.deliveries:
+        assert await claim_keyed(other) == []
+        await settle(link, delivery, Ack())
+    assert bodies(await claim_keyed(other)) == ["a3", "a4"]
+
+
+async def test_the_keys_behind_the_bytes_are_those_with_which_the_next_claim_goes_on(outbox: Outbox) -> None:
+    link = await outbox.link()
+    await publish(outbox, "a1", "b1", "c1", "d1", "a2", "b2", "c2", "d2")
+
+    first = await link.claim_keyed(KeyWant("orders", 10, 10, most_bytes=5), lease=30)
+    second = await link.claim_keyed(KeyWant("orders", 10, 10, first.after, most_bytes=100), lease=30)
+
+    assert bodies(first.deliveries) == ["a1", "a2", "b1"]
+    assert first.after == "b"
+    assert bodies(second.deliveries) == ["c1", "c2", "d1", "d2"]
+    assert second.after is None
+
+
+async def test_a_message_with_a_key_that_has_more_than_the_bytes_is_claimed_alone(outbox: Outbox) -> None:
+    link = await outbox.link()
+    await outbox.publish(*(compose(key * 50_000, "orders", key=key) for key in "aabb"))
+
+    first = await link.claim_keyed(KeyWant("orders", 10, 10, most_bytes=1_000), lease=30)
+    second = await link.claim_keyed(KeyWant("orders", 10, 10, first.after, most_bytes=1_000), lease=30)
+
+    assert [delivery.key for delivery in first.deliveries] == ["a"]
+    assert [delivery.key for delivery in second.deliveries] == ["b"]
+
+
+async def test_a_key_that_cannot_be_claimed_has_no_part_in_the_bytes(outbox: Outbox) -> None:
+    link, other = await outbox.link(), await outbox.link()
+    await publish(outbox, "a1")
+    await claim_keyed(other)
+    await publish(outbox, "a2", "b1", "c1")
+
+    claim = await link.claim_keyed(KeyWant("orders", 10, 10, most_bytes=3), lease=30)
+
+    assert bodies(claim.deliveries) == ["b1", "c1"]
+
+
+async def test_what_was_published_late_waits_for_a_run_that_was_cut(waking_outbox: Outbox) -> None:
+    outbox, link, other = waking_outbox, await waking_outbox.link(), await waking_outbox.link()
+    async with outbox.transaction() as late:
+        await outbox.store.insert([compose("a1", "orders", key="a")], late)
+        await publish(outbox, "a2", "a3", "a4")
+        claim = await link.claim_keyed(KeyWant("orders", 10, 10, most_bytes=3), lease=30)
+
+    assert bodies(claim.deliveries) == ["a2", "a3"]
+    for delivery in claim.deliveries:
+        assert await claim_keyed(other) == []
+        await settle(link, delivery, Ack())
+    assert bodies(await claim_keyed(other)) == ["a1", "a4"]

@@ -13,7 +13,7 @@ from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.settler import Settler
 from outbox_core.slots import Consumer
-from outbox_core.store import Band, Want
+from outbox_core.store import CLAIM_BYTES, Band, Want
 from tests.core.deliveries import NOON, delivery
 
 
@@ -43,6 +43,9 @@ class Planner:
             for queue, count in found.items()
             for number in range(count)
         ]
+        self.learn_of(*deliveries)
+
+    def learn_of(self, *deliveries: Delivery) -> None:
         wants = self.plan()
         for consumer in self.consumers:
             consumer.more = False
@@ -132,6 +135,40 @@ def test_a_short_claim_above_a_mark_is_followed_by_one_without_it(store: MemoryS
     assert since(planner) == [None]
     planner.learn(a=3)
     assert not its.more
+
+
+def test_a_claim_that_had_all_its_bytes_says_that_there_is_more_and_where_to_go_on(store: MemoryStore) -> None:
+    its = consumer("a")
+    planner = Planner(store, its)
+
+    planner.learn_of(
+        delivery(queue="a", payload=b"x", due_at=NOON),
+        delivery(queue="a", payload=bytes(CLAIM_BYTES - 1), due_at=NOON + timedelta(seconds=1)),
+    )
+
+    assert its.more
+    assert since(planner) == [NOON]
+
+
+def test_a_claim_that_had_a_byte_less_has_come_to_the_end(store: MemoryStore) -> None:
+    its = consumer("a")
+    planner = Planner(store, its)
+
+    planner.learn_of(delivery(queue="a", payload=bytes(CLAIM_BYTES - 1)))
+
+    assert not its.more
+    assert since(planner) == [None]
+
+
+def test_bands_for_which_there_were_no_bytes_left_may_have_more_and_keep_their_marks(store: MemoryStore) -> None:
+    before, cut, behind = consumer("a"), consumer("b"), consumer("c")
+    planner = Planner(store, before, cut, behind)
+    planner.learn(c=12)
+
+    planner.learn_of(delivery(queue="a"), delivery(queue="b", payload=bytes(CLAIM_BYTES)))
+
+    assert [its.more for its in (before, cut, behind)] == [False, True, True]
+    assert since(planner) == [None, NOON, NOON]
 
 
 def since(planner: Planner) -> list[datetime | None]:

@@ -8,7 +8,7 @@ import pytest
 from outbox_core.envelope import compose
 from outbox_core.message import Delivery
 from outbox_core.outcome import Ack
-from outbox_core.store import Band, Want
+from outbox_core.store import CLAIM_BYTES, Band, Want
 from outbox_core.worker import Worker
 from tests.contract.harness import consumer, pulled, puller, until, vote
 from tests.core.faults import FaultyLink, FaultyStore
@@ -33,9 +33,11 @@ class SlowLink(FaultyLink):
         super().__init__(store)
         self._slow = store
 
-    async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
+    async def claim(
+        self, wants: Sequence[Want], *, total: int, lease: float, most_bytes: int = CLAIM_BYTES
+    ) -> list[Delivery]:
         self._slow.looks += 1
-        deliveries = await super().claim(wants, total=total, lease=lease)
+        deliveries = await super().claim(wants, total=total, lease=lease, most_bytes=most_bytes)
         if deliveries:
             self._slow.claimed.set()
             await self._slow.answer.wait()

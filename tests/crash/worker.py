@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from outbox_core.faststream import OutboxBroker
 from outbox_core.message import Delivery
 from outbox_core.sql import Row, Statement
-from outbox_core.store import KeyClaim, KeyWant, Link, Settlement, Want
+from outbox_core.store import CLAIM_BYTES, KeyClaim, KeyWant, Link, Settlement, Want
 from outbox_sqlalchemy import ConstantRetry, OutboxMessage, SqlAlchemyStore, make_outbox_tables
 from outbox_sqlalchemy.store import SqlAlchemyExecutor
 from outbox_sqlalchemy.tables import names_of
@@ -112,9 +112,11 @@ class WatchedLink:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._link, name)
 
-    async def claim(self, wants: Sequence[Want], *, total: int, lease: float) -> list[Delivery]:
+    async def claim(
+        self, wants: Sequence[Want], *, total: int, lease: float, most_bytes: int = CLAIM_BYTES
+    ) -> list[Delivery]:
         self._ledger.ask()
-        deliveries = await self._link.claim(wants, total=total, lease=lease)
+        deliveries = await self._link.claim(wants, total=total, lease=lease, most_bytes=most_bytes)
         self._claimed(deliveries)
         return deliveries
 

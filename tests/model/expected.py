@@ -150,16 +150,21 @@ class Expected:
 
     # Claiming
 
-    def claim(self, wants: Sequence[Want], total: int, lease: float, answer: Sequence[Delivery]) -> None:
-        """As much as was wanted of what is due and free, by want, the oldest of each."""
+    def claim(
+        self, wants: Sequence[Want], total: int, most_bytes: int, lease: float, answer: Sequence[Delivery]
+    ) -> None:
+        """As much as was wanted of what is due and free, by want, the oldest of each, until there are bytes enough."""
         places = [want.band for want in wants]
         asked = [places.index(Band(one.queue, one.priority)) for one in answer]
         assert asked == sorted(asked)
+        assert _bytes(answer[:-1]) < most_bytes
+        last = asked[-1] if _bytes(answer) >= most_bytes else len(wants)  # the want in which it was enough
         left = total
-        for want in wants:
+        for place, want in enumerate(wants):
             due = [one for one in self._free_band(want.band) if one.due <= self.now]
             claimed = [one for one in answer if Band(one.queue, one.priority) == want.band]
-            assert len(claimed) == min(want.limit, len(due), left)
+            most = 0 if place > last else min(want.limit, len(due), left)
+            assert len(claimed) == most or (place == last and len(claimed) < most)
             left -= len(claimed)
             dues = [self._lease(one, lease).due for one in claimed]
             assert dues == sorted(dues)
@@ -176,13 +181,12 @@ class Expected:
     def claim_keyed(self, want: KeyWant, lease: float, answer: KeyClaim) -> None:
         """Of each free key its first messages; every free key that was passed has its turn."""
         keys = sorted({one.key for one in self.live.values() if one.queue == want.queue and one.key is not None})
-        passed = [
-            key
-            for key in keys
-            if (want.after is None or key > want.after) and (answer.after is None or key <= answer.after)
-        ]
-        lines = {key: self.line(want.queue, key) for key in passed}
-        startable = {key: self._startable(line) for key, line in lines.items()}
+        looked = [key for key in keys if want.after is None or key > want.after]
+        passed = [key for key in looked if answer.after is None or key <= answer.after]
+        lines = {key: self.line(want.queue, key) for key in looked}
+        startable = {key: self._startable(lines[key]) for key in passed}
+        assert _bytes(answer.deliveries[:-1]) < want.most_bytes
+        last = answer.deliveries[-1].key if _bytes(answer.deliveries) >= want.most_bytes else None
         claimed: dict[str, list[int]] = {}
         for one in answer.deliveries:
             claimed.setdefault(one.key or "", []).append(one.id)
@@ -192,19 +196,19 @@ class Expected:
         for key, ids in claimed.items():
             assert ids == [one.id for one in startable[key]][: len(ids)], "its first messages, by id"
             assert len(ids) <= want.run
-            assert not enough or len(ids) == min(want.run, len(startable[key]))
-        self._compare_due_in(lines, answer.due_in)
+            assert not enough or key == last or len(ids) == min(want.run, len(startable[key]))
+        self._compare_due_in(lines, passed, answer.due_in)
         for one in answer.deliveries:
             self._lease(one, lease)
 
     def _startable(self, line: list[Message]) -> list[Message]:
         return [] if self.is_held(line) else list(takewhile(lambda one: one.due <= self.now, line))
 
-    def _compare_due_in(self, lines: dict[str, list[Message]], due_in: float | None) -> None:
-        """A halted key may be counted or not: nobody waits for its time."""
-        firsts = [(next((one for one in line if not one.reason), None), line) for line in lines.values()]
-        waiting = [(one.due - self.now, line) for one, line in firsts if one is not None and one.due > self.now]
-        certain = [seconds for seconds, line in waiting if not any(one.reason for one in line)]
+    def _compare_due_in(self, lines: dict[str, list[Message]], passed: list[str], due_in: float | None) -> None:
+        """A halted key may be counted or not, since nobody waits for its time; nor need one that was not passed."""
+        firsts = [(next((one for one in line if not one.reason), None), key) for key, line in lines.items()]
+        waiting = [(one.due - self.now, key) for one, key in firsts if one is not None and one.due > self.now]
+        certain = [seconds for seconds, key in waiting if key in passed and not any(one.reason for one in lines[key])]
         if due_in is None:
             assert not certain
         else:
@@ -372,6 +376,10 @@ def _seen(one: PendingMessage) -> tuple[object, ...]:
 def _buried(one: Dead) -> tuple[object, ...]:
     content = (one.message_id, one.queue, one.key, one.payload, one.timer_id)
     return (*content, one.attempts, one.deliveries, one.reason)
+
+
+def _bytes(deliveries: Sequence[Delivery]) -> int:
+    return sum(len(delivery.payload) for delivery in deliveries)
 
 
 def _id(message: Message) -> int:

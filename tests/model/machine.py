@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from outbox_core.envelope import compose
 from outbox_core.message import Delivery, NewMessage, TimerConflict
 from outbox_core.outcome import Ack, DeadLetter, DeadReason, Outcome, Release, Retry
-from outbox_core.store import Band, KeyWant, Link, Settlement, Want
+from outbox_core.store import CLAIM_BYTES, Band, KeyWant, Link, Settlement, Want
 from tests.contract.harness import Outbox
 from tests.model.expected import Expected
 
@@ -37,6 +37,7 @@ BANDS = [Band(queue, priority) for queue in QUEUES for priority in (0, 5)]
 QUEUE = st.sampled_from(QUEUES)
 PRIORITY = st.sampled_from([0, 0, 5])
 CONFLICT: st.SearchStrategy[TimerConflict] = st.sampled_from(["ignore", "extend", "replace"])
+BYTES = st.sampled_from([CLAIM_BYTES, CLAIM_BYTES, 1, 2, 3, 5])  # of bodies that have one or two
 WORKER = st.integers(0, 1)  # which of the two links
 KEY = st.sampled_from(["a", "b", "c"])
 TIMER = st.sampled_from(["t", "u"])
@@ -140,13 +141,14 @@ class StoreMachine(RuleBasedStateMachine):
         bands=st.permutations(BANDS),
         limit=st.integers(1, 4),
         total=st.integers(1, 8),
+        most_bytes=BYTES,
         lease=LEASES,
         worker=WORKER,
     )
-    def claim(self, bands: Sequence[Band], limit: int, total: int, lease: float, worker: int) -> None:
+    def claim(self, bands: Sequence[Band], limit: int, total: int, most_bytes: int, lease: float, worker: int) -> None:
         wants = [Want(band, limit) for band in bands]
-        claimed = self.run(self.links[worker].claim(wants, total=total, lease=lease))
-        self.expected.claim(wants, total, lease, claimed)
+        claimed = self.run(self.links[worker].claim(wants, total=total, lease=lease, most_bytes=most_bytes))
+        self.expected.claim(wants, total, most_bytes, lease, claimed)
         self.deliveries += claimed
 
     @precondition(lambda self: self.expected.live)
@@ -155,11 +157,14 @@ class StoreMachine(RuleBasedStateMachine):
         limit=st.integers(1, 8),
         run=st.integers(1, 4),
         after=st.none() | st.none() | KEY,
+        most_bytes=BYTES,
         lease=LEASES,
         worker=WORKER,
     )
-    def claim_keyed(self, queue: str, limit: int, run: int, after: str | None, lease: float, worker: int) -> None:
-        want = KeyWant(queue, limit, run, after)
+    def claim_keyed(
+        self, queue: str, limit: int, run: int, after: str | None, most_bytes: int, lease: float, worker: int
+    ) -> None:
+        want = KeyWant(queue, limit, run, after, most_bytes=most_bytes)
         claim = self.run(self.links[worker].claim_keyed(want, lease=lease))
         self.expected.claim_keyed(want, lease, claim)
         self.deliveries += claim.deliveries

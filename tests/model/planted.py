@@ -9,7 +9,7 @@ from uuid import UUID
 from outbox_core.memory import MemoryLink, MemoryStore, _Row
 from outbox_core.message import Delivery, NewMessage
 from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
-from outbox_core.store import KeyClaim, KeyWant, Settlement, Want
+from outbox_core.store import CLAIM_BYTES, KeyClaim, KeyWant, Settlement, Want
 from tests.contract.harness import MemoryOutbox
 
 
@@ -62,6 +62,24 @@ class ClaimsTheNextOfAKeyThatIsOut(Planted):
                 free = row.due_at <= now and row.parked is None and not self._store._leased(row)
                 if free and row.message.queue == want.queue and row.message.key is not None:
                     return claim._replace(deliveries=[self._lease(row, UUID(int=row.id), now, lease)])
+            return claim
+
+
+class ClaimsMoreThanTheBytes(Planted):
+    class Link(MemoryLink):
+        async def claim(
+            self, wants: Sequence[Want], *, total: int, lease: float, most_bytes: int = CLAIM_BYTES
+        ) -> list[Delivery]:
+            return await super().claim(wants, total=total, lease=lease, most_bytes=most_bytes + 1)
+
+
+class LeavesAHoleInAKey(Planted):
+    class Link(MemoryLink):
+        async def claim_keyed(self, want: KeyWant, *, lease: float) -> KeyClaim:
+            claim = await super().claim_keyed(want, lease=lease)
+            if len(claim.deliveries) > 2:
+                hole = claim.deliveries.pop(1)
+                self._store._rows[hole.id].token = self._store._rows[hole.id].leased_until = None
             return claim
 
 
@@ -175,6 +193,8 @@ DEFECTS = [
     PublishesATimerTwice,
     ClaimsWhatIsLeased,
     ClaimsTheNextOfAKeyThatIsOut,
+    ClaimsMoreThanTheBytes,
+    LeavesAHoleInAKey,
     ForgetsFailuresWithTheLease,
     CountsEachBeginning,
     ExtendsWhatWasGivenBack,

@@ -17,7 +17,7 @@ from outbox_core.schema import Tables
 from outbox_core.sql.dialect import Settlements, Statement
 from outbox_core.sql.postgresql import PostgreSQL
 from outbox_core.sql.sqlite import SQLite
-from outbox_core.store import Band, KeyWant, Settlement, Want
+from outbox_core.store import CLAIM_BYTES, Band, KeyWant, Settlement, Want
 from outbox_sqlalchemy import make_inbox_table, make_outbox_tables
 from tests.core.deliveries import delivery
 from tests.databases import plain, postgres_database
@@ -54,13 +54,14 @@ def test_a_claim_scans_the_ready_index_of_each_band_in_order_and_sorts_nothing(
     backlog: psycopg.Connection[Any],
 ) -> None:
     wants = [Want(Band("queue-1", 1), 100), Want(Band("queue-1", 0), 100), Want(Band("queue-2", 0), 100)]
-    statement = DIALECT.claim(wants, total=200, lease=30.0, token=uuid4(), suspect=uuid4())
+    statement = DIALECT.claim(wants, total=200, most_bytes=CLAIM_BYTES, lease=30.0, token=uuid4(), suspect=uuid4())
 
     nodes = explain(backlog, statement)
 
     assert kinds(nodes) == {
         "Update",
         "Tid Scan",
+        "WindowAgg",
         "Limit",
         "Nested Loop",
         "Function Scan",
@@ -73,13 +74,24 @@ def test_a_claim_scans_the_ready_index_of_each_band_in_order_and_sorts_nothing(
 
 def test_a_claim_reads_no_more_rows_than_it_takes_and_skips(backlog: psycopg.Connection[Any]) -> None:
     wants = [Want(Band("queue-2", 0), 50)]
-    statement = DIALECT.claim(wants, total=50, lease=30.0, token=uuid4(), suspect=uuid4())
+    statement = DIALECT.claim(wants, total=50, most_bytes=CLAIM_BYTES, lease=30.0, token=uuid4(), suspect=uuid4())
 
     nodes = explain(backlog, statement, analyze=True)
 
     (scan,) = [node for node in nodes if node["Node Type"] == "Index Scan"]
     assert scan["Actual Rows"] == 50
     assert scan["Rows Removed by Filter"] <= 10_000
+
+
+def test_a_claim_locks_no_more_than_its_limits_and_takes_what_has_the_bytes(backlog: psycopg.Connection[Any]) -> None:
+    wants = [Want(Band("queue-2", 0), 50)]
+    statement = DIALECT.claim(wants, total=50, most_bytes=7, lease=30.0, token=uuid4(), suspect=uuid4())
+
+    nodes = explain(backlog, statement, analyze=True)
+
+    rows = {node["Node Type"]: node["Actual Rows"] for node in nodes}
+    assert (rows["Index Scan"], rows["LockRows"], rows["WindowAgg"]) == (50, 50, 50)
+    assert (rows["Tid Scan"], rows["ModifyTable"]) == (7, 7)
 
 
 def test_a_survey_probes_the_ready_index_once_a_band(backlog: psycopg.Connection[Any]) -> None:
@@ -153,7 +165,7 @@ def test_claiming_and_extending_leave_every_index_alone(backlog: psycopg.Connect
     wants = [Want(Band("queue-3", 1), 500)]
     token = uuid4()
 
-    run(backlog, DIALECT.claim(wants, total=500, lease=30.0, token=token, suspect=uuid4()))
+    run(backlog, DIALECT.claim(wants, total=500, most_bytes=CLAIM_BYTES, lease=30.0, token=token, suspect=uuid4()))
 
     backlog.execute("SELECT pg_stat_force_next_flush()")
     updated, hot = backlog.execute(
@@ -199,7 +211,7 @@ def test_a_look_at_keys_reads_no_more_of_a_key_than_it_may_claim(keyed: psycopg.
 
 def test_a_claim_of_keys_finds_each_row_by_its_key_once(keyed: psycopg.Connection[Any]) -> None:
     runs = {f"key-{number}": 4 for number in range(100)}
-    claim = DIALECT.claim_keys("orders", runs, lease=30.0, token=uuid4(), suspect=uuid4())
+    claim = DIALECT.claim_keys("orders", runs, most_bytes=CLAIM_BYTES, lease=30.0, token=uuid4(), suspect=uuid4())
 
     nodes = explain(keyed, claim, analyze=True)
 
@@ -209,12 +221,22 @@ def test_a_claim_of_keys_finds_each_row_by_its_key_once(keyed: psycopg.Connectio
     assert max(node["Actual Rows"] for node in nodes) == 400
 
 
+def test_a_claim_of_keys_locks_nothing_beyond_the_bytes(keyed: psycopg.Connection[Any]) -> None:
+    runs = {f"key-{number}": 4 for number in range(100)}
+    claim = DIALECT.claim_keys("orders", runs, most_bytes=10, lease=30.0, token=uuid4(), suspect=uuid4())
+
+    nodes = explain(keyed, claim, analyze=True)
+
+    assert [node["Actual Rows"] for node in nodes if node["Node Type"] == "LockRows"] == [10]
+    assert {node["Actual Rows"] for node in nodes if node["Node Type"] == "ModifyTable"} == {10}
+
+
 def test_a_claim_of_keys_leaves_the_indexes_alone_but_for_the_last_of_each_run(keyed: psycopg.Connection[Any]) -> None:
     runs = {f"key-{number}": 4 for number in range(20)}  # so few that all pages have room for them
     keyed.execute("SELECT pg_stat_force_next_flush()")
     keyed.execute("SELECT pg_stat_reset_single_table_counters('outbox'::regclass)")
 
-    run(keyed, DIALECT.claim_keys("orders", runs, lease=30.0, token=uuid4(), suspect=uuid4()))
+    run(keyed, DIALECT.claim_keys("orders", runs, most_bytes=CLAIM_BYTES, lease=30.0, token=uuid4(), suspect=uuid4()))
 
     keyed.execute("SELECT pg_stat_force_next_flush()")
     counted = keyed.execute("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'outbox'")
