@@ -40,16 +40,17 @@ COMMAND_LINE = "faststream._internal.cli.main"
 
 def pipeline_digest() -> str:
     """Of the source of all that `outbox_core.faststream.pipeline` stands for; empty where there is no source to read."""
-    build = "_SubscriberUsecase__build__middlewares_stack"
-    parts = (SubscriberUsecase.process_message, getattr(SubscriberUsecase, build, None), _LoggingMiddleware)
+    own, log = SubscriberUsecase, _LoggingMiddleware
     try:
-        source = "".join(inspect.getsource(part) for part in parts)  # type: ignore[arg-type]  # None has no source either
-    except (OSError, TypeError):
+        build = own._SubscriberUsecase__build__middlewares_stack  # type: ignore[attr-defined]  # mangled
+        parts = (own.process_message, build, log.__init__, log.consume_scope, log.__aexit__)
+        source = "".join(map(inspect.getsource, parts))
+    except (AttributeError, OSError, TypeError):
         return ""
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
-PIPELINE_IS_KNOWN = pipeline_digest() in {"972c65d0733c6b79"}  # of 0.7.8
+PIPELINE_IS_KNOWN = pipeline_digest() in {"7e023e71f77ec893"}  # of 0.7.8
 
 __all__ = [
     "COMMAND_LINE",

@@ -86,4 +86,4 @@ async def _handle(subscriber: "OutboxSubscriber", msg: Any, tokens: list[Any], i
             scopes = [middleware.publish_scope for middleware in inside_out]
             await publisher._publish(response.as_publish_command(), _extra_middlewares=scopes)
         return response
-    raise SubscriberNotFound(f"There is no suitable handler for {msg=}")
+    raise SubscriberNotFound(f"no handler of this subscriber takes {msg!r}")

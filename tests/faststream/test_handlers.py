@@ -366,10 +366,8 @@ async def test_filters_choose_the_handler(place: Place) -> None:
 
     (grave,) = place.rows(place.tables.dead_letters)
     assert grave.failure_reason == "retry_terminal"
-    assert grave.last_exception == (
-        "SubscriberNotFound: There is no suitable handler for "
-        f"msg=Delivery(id=3, queue='orders', message_id='{grave.message_id}')"
-    )
+    assert grave.last_exception.startswith("SubscriberNotFound: ")
+    assert grave.last_exception.endswith(f"Delivery(id=3, queue='orders', message_id='{grave.message_id}')")
 
 
 async def test_a_handler_without_a_filter_takes_what_the_others_leave(place: Place) -> None:
