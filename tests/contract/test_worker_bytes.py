@@ -10,7 +10,7 @@ from outbox_core.events import Claimed, Event
 from outbox_core.message import Delivery
 from outbox_core.store import CLAIM_BYTES
 from tests.contract.conftest import Work
-from tests.contract.harness import Outbox, batch_consumer, consumer, until
+from tests.contract.harness import Outbox, batch_consumer, consumer, pulled, puller, until
 
 MEGABYTE = 1_000_000
 LARGE = b"x" * MEGABYTE  # as large as it may be by default
@@ -89,6 +89,22 @@ async def test_every_slot_has_a_large_message_at_the_same_time(
     await work(consumer(handle, max_workers=workers))
 
     await until(lambda: len(handled) == 2 * workers, within=20)
+
+
+@some_outboxes
+async def test_everybody_who_pulls_has_a_large_message(
+    outbox: Outbox, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox_core.claimer.SURVEY_EVERY", 60.0)
+    its = puller()
+    await work(its)
+    pulls = [asyncio.create_task(pulled(its)) for _ in range(22)]
+
+    for _ in range(22):
+        await outbox.publish(compose(LARGE, "orders"))
+
+    async with asyncio.timeout(10):
+        assert len({delivery.id for delivery in await asyncio.gather(*pulls)}) == 22
 
 
 @some_outboxes

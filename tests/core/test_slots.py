@@ -12,8 +12,10 @@ from outbox_core.memory import MemoryStore
 from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions, SubscriberOptions
 from outbox_core.slots import MAX_AHEAD, Consumer
+from outbox_core.store import CLAIM_BYTES
 from outbox_core.worker import Worker
 from tests.contract.harness import until
+from tests.core.deliveries import delivery
 
 
 async def ignore(deliveries: Sequence[Delivery]) -> None: ...
@@ -48,6 +50,48 @@ def test_a_fresh_consumer_has_room_for_its_idle_slots_or_its_prefetch(options: S
     assert consumer.room() == room
     assert consumer.wants_more()
     assert consumer.in_hand == 0
+
+
+def test_room_ends_with_the_bytes_of_what_has_not_begun() -> None:
+    consumer = Consumer(ConsumerOptions.of("orders", {"prefetch": 1_000}), ignore)
+    sixteenth = bytes(CLAIM_BYTES // 16)
+    rooms = []
+
+    for id in range(16):
+        consumer.add([delivery(id, payload=sixteenth)])
+        rooms.append((consumer.room(), consumer.wants_more()))
+
+    assert rooms == [(room, room >= 8) for room in range(15, -1, -1)]
+
+
+def test_what_waits_behind_its_key_has_a_part_in_the_bytes() -> None:
+    consumer = Consumer(ConsumerOptions.of("orders", {"prefetch": 1_000}), ignore)
+    large = [delivery(id, key="a", payload=bytes(CLAIM_BYTES // 16)) for id in range(2, 18)]
+
+    consumer.add([delivery(1, key="a"), *large])
+
+    assert consumer.room() == 0
+
+
+def test_room_for_small_messages_is_as_large_as_ever() -> None:
+    consumer = Consumer(ConsumerOptions.of("orders", {"prefetch": 1_000}), ignore)
+
+    consumer.add([delivery(id, payload=bytes(1_000)) for id in range(400)])
+
+    assert consumer.room() == 600
+    assert consumer.wants_more()
+
+
+def test_small_messages_soon_have_the_room_again_of_large_ones_that_have_gone() -> None:
+    consumer = Consumer(ConsumerOptions.of("orders", {"prefetch": 1_000}), ignore)
+
+    def comes_and_goes(payload: bytes) -> int:
+        consumer.add([one := delivery(payload=payload)])
+        consumer.lost(one)
+        return consumer.room()
+
+    assert comes_and_goes(bytes(1_000_000)) == 17
+    assert [comes_and_goes(b"small") for _ in range(7)] == [34, 68, 135, 269, 537, 1_000, 1_000]
 
 
 async def test_fast_handlers_are_given_many_in_advance() -> None:
