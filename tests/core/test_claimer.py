@@ -1,7 +1,7 @@
 """Which bands are asked for how much: the claimer's plan, without a claim."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -142,12 +142,12 @@ def test_a_claim_that_had_all_its_bytes_says_that_there_is_more_and_where_to_go_
     planner = Planner(store, its)
 
     planner.learn_of(
-        delivery(queue="a", payload=b"x", due_at=NOON),
-        delivery(queue="a", payload=bytes(CLAIM_BYTES - 1), due_at=NOON + timedelta(seconds=1)),
+        delivery(queue="a", payload=b"x", due=NOON.timestamp()),
+        delivery(queue="a", payload=bytes(CLAIM_BYTES - 1), due=(NOON + timedelta(seconds=1)).timestamp()),
     )
 
     assert its.more
-    assert since(planner) == [NOON]
+    assert since(planner) == [NOON.timestamp()]
 
 
 def test_a_claim_that_had_a_byte_less_has_come_to_the_end(store: MemoryStore) -> None:
@@ -168,8 +168,8 @@ def test_bands_for_which_there_were_no_bytes_left_may_have_more_and_keep_their_m
     planner.learn_of(delivery(queue="a"), delivery(queue="b", payload=bytes(CLAIM_BYTES)))
 
     assert [its.more for its in (before, cut, behind)] == [False, True, True]
-    assert since(planner) == [None, NOON, NOON]
+    assert since(planner) == [None, NOON.timestamp(), NOON.timestamp()]
 
 
-def since(planner: Planner) -> list[datetime | None]:
+def since(planner: Planner) -> list[float | None]:
     return [want.since for want in planner.plan()]
