@@ -43,9 +43,9 @@ class NewMessage(NamedTuple):
     """
 
     message_id: UUID
-    queue: str
     payload: bytes
     headers: str
+    queue: str
     key: str | None = None
     priority: int = 0
     delay: float | None = None
@@ -53,6 +53,11 @@ class NewMessage(NamedTuple):
     timer_id: str | None = None
     timer_conflict: TimerConflict = "ignore"
     has_new_id: bool = False
+
+    @property
+    def envelope(self) -> tuple[object, ...]:
+        """What it has in common with others of its publish: everything but id, payload and headers."""
+        return self[3:]
 
     @property
     def may_conflict(self) -> bool:

@@ -415,23 +415,11 @@ def same_envelope(messages: Sequence[NewMessage]) -> Sequence[Sequence[NewMessag
     """Runs of messages that one statement can insert: all alike but for id, payload and headers, and no timers."""
     runs: list[list[NewMessage]] = []
     for message in messages:
-        if runs and message.timer_id is None and _alike(runs[-1][0], message):
+        if runs and message.timer_id is None and message.envelope == runs[-1][0].envelope:
             runs[-1].append(message)
         else:
             runs.append([message])
     return runs
-
-
-def _alike(one: NewMessage, other: NewMessage) -> bool:
-    return (one.queue, one.key, one.priority, one.delay, one.available_at, one.timer_id, one.has_new_id) == (
-        other.queue,
-        other.key,
-        other.priority,
-        other.delay,
-        other.available_at,
-        other.timer_id,
-        other.has_new_id,
-    )
 
 
 def dialect_for(name: str, tables: Tables) -> Dialect:

@@ -78,9 +78,13 @@ class PostgreSQL(Dialect):
             "key": first.key,
             "priority": first.priority,
             "timer_id": first.timer_id,
-            "delay": first.delay or 0.0,
-            "available_at": first.available_at,
         }
+        due = "statement_timestamp()"
+        if first.available_at is not None:
+            due, parameters["available_at"] = "CAST(:available_at AS timestamptz)", first.available_at
+        elif first.delay is not None:
+            due += " + make_interval(secs => CAST(:delay AS float8))"
+            parameters["delay"] = first.delay
         if len(run) == 1:
             source, message_id = self._one_row, "CAST(:message_id AS uuid)"  # a changed timer's row keeps another
             parameters |= {"message_id": first.message_id, "payload": first.payload, "headers": first.headers}
@@ -98,7 +102,7 @@ class PostgreSQL(Dialect):
         returning = f"RETURNING {', '.join(returned)}" if returned else ""
         # Each row is written tentatively where a conflict is provided for, which costs a third of the insert.
         conflict = self._conflict[first.timer_conflict] if first.may_conflict else ""
-        return Statement(f"{source} {conflict} {returning}", parameters)
+        return Statement(f"{source.format(due=due)} {conflict} {returning}", parameters)
 
     @cached_property
     def _insert_columns(self) -> str:
@@ -106,22 +110,17 @@ class PostgreSQL(Dialect):
             f"INSERT INTO {self.outbox} (message_id, queue, key, payload, headers, priority, timer_id, next_attempt_at)"
         )
 
-    _due = (
-        "coalesce(CAST(:available_at AS timestamptz), "
-        "statement_timestamp() + make_interval(secs => CAST(:delay AS float8)))"
-    )
-
     @cached_property
     def _one_row(self) -> str:
         return f"""{self._insert_columns}
             VALUES (CAST(:message_id AS uuid), :queue, :key, CAST(:payload AS bytea), CAST(CAST(:headers AS text) AS jsonb),
-                    CAST(:priority AS smallint), :timer_id, {self._due})"""
+                    CAST(:priority AS smallint), :timer_id, {{due}})"""
 
     @cached_property
     def _many_rows(self) -> str:
         return f"""{self._insert_columns}
             SELECT message.message_id, CAST(:queue AS text), CAST(:key AS text), message.payload,
-                   CAST(message.headers AS jsonb), CAST(:priority AS smallint), CAST(:timer_id AS text), {self._due}
+                   CAST(message.headers AS jsonb), CAST(:priority AS smallint), CAST(:timer_id AS text), {{due}}
             FROM unnest(CAST(:message_ids AS uuid[]), CAST(:payloads AS bytea[]), CAST(:headers AS text[]))
                  WITH ORDINALITY AS message (message_id, payload, headers, place)
             ORDER BY message.place"""
