@@ -11,10 +11,12 @@ from typing import Any
 
 import psutil
 from sqlalchemy import MetaData, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from outbox_sqlalchemy import OutboxBroker, make_outbox_table
 from tests.benchmarks.workloads import Countdown, Result, body, empty_tables, interleaved, percentiles, vacuum
+
+MEGABYTE = 1 << 20
 
 metadata = MetaData()
 outbox = make_outbox_table(metadata, "bench_ours")
@@ -213,55 +215,63 @@ async def _handle(engine: AsyncEngine, messages: int) -> Countdown:
 async def together(dsn: str, messages: int, *, worker: int) -> Result:
     """Transactions a second of one publisher for *messages* seconds, with a worker in another process or without.
 
-    With the worker also the table's size: the largest, and the one after a quarter of the time.
+    With the worker also the table's size, when the seconds begin and the largest: they begin when autovacuum has been there
+    once, which looks for what it has to do each minute, for until then any table grows that loses rows.
     """
     engine, seconds = await prepare(dsn), messages
     broker = OutboxBroker(engine, outbox_table=outbox)
-    sizes: list[tuple[float, int]] = []
-    dead: list[int] = []
     helper = await _worker(dsn) if worker else None
-    if helper is not None:
-        _tell(helper, "go")
-    started = perf_counter()
     count = 0
 
     async def publish() -> None:
         nonlocal count
-        while perf_counter() < started + seconds:
+        while True:
             async with AsyncSession(engine) as session, session.begin():
                 await session.execute(text("INSERT INTO bench_orders (name) VALUES ('order')"))
                 await broker.publish(body(count), "orders", session=session)
             count += 1
 
-    async def look() -> None:
+    figures: dict[str, float] = {}
+    publisher = asyncio.create_task(publish())
+    if helper is None:
+        await asyncio.sleep(seconds)
+        figures["tx/s"] = count / seconds
+    else:
+        _tell(helper, "go")
         async with engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await _vacuumed(connection, within=2 * seconds)
+            looks, before, started = [await _look_at_table(connection)], count, perf_counter()
             while perf_counter() < started + seconds:
                 await asyncio.sleep(0.5)
-                found = await connection.execute(
-                    text(
-                        "SELECT pg_total_relation_size('bench_ours'), "
-                        "pg_stat_get_dead_tuples('bench_ours'::regclass::oid)"
-                    )
-                )
-                size, tuples = found.one()
-                sizes.append((perf_counter() - started, size))
-                dead.append(tuples)
-
-    await asyncio.gather(publish(), look())
-    figures = {"tx/s": count / seconds}
-    if helper is not None:
+                looks.append(await _look_at_table(connection))
+            figures["tx/s"] = (count - before) / (perf_counter() - started)
         _tell(helper, "stop")
         await helper.wait()
-        early = [size for moment, size in sizes if moment <= seconds / 4]
-        megabyte = 1 << 20
         figures |= {
-            "MB after 15 s": max(early) / megabyte,
-            "largest MB": max(size for _, size in sizes) / megabyte,
-            "most dead tuples": max(dead),
+            "MB at first": looks[0][0] / MEGABYTE,
+            "largest MB": max(size for size, _ in looks) / MEGABYTE,
+            "most dead tuples": max(dead for _, dead in looks),
         }
+    publisher.cancel()
+    await asyncio.gather(publisher, return_exceptions=True)
     await engine.dispose()
     return Result(figures)
+
+
+async def _vacuumed(connection: AsyncConnection, within: float) -> None:
+    """Return when autovacuum has been at the table, after so many seconds at most."""
+    ended = perf_counter() + within
+    query = text("SELECT pg_stat_get_autovacuum_count('bench_ours'::regclass::oid)")
+    while perf_counter() < ended and not await connection.scalar(query):  # noqa: ASYNC110  # it tells nobody
+        await asyncio.sleep(0.5)
+
+
+async def _look_at_table(connection: AsyncConnection) -> tuple[int, int]:
+    """Its size in bytes, indexes included, and how many dead tuples it has."""
+    query = "SELECT pg_total_relation_size('bench_ours'), pg_stat_get_dead_tuples('bench_ours'::regclass::oid)"
+    size, dead = (await connection.execute(text(query))).one()
+    return size, dead
 
 
 async def _worker(dsn: str, computing: int = 0) -> asyncio.subprocess.Process:
@@ -285,7 +295,7 @@ async def memory(dsn: str, messages: int) -> Result:
         await asyncio.sleep(1)
         resident = psutil.Process().memory_info().rss
     await engine.dispose()
-    return Result({"resident MB": resident / (1 << 20)})
+    return Result({"resident MB": resident / MEGABYTE})
 
 
 async def scheduled(dsn: str, messages: int) -> Result:
