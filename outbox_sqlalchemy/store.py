@@ -304,7 +304,11 @@ def _execute(connection: Connection, statement: Statement) -> Sequence[Row]:
     """In the driver's own words, which SQLAlchemy passes on for less, and shows to whoever listens all the same."""
     sql = rendered(statement.text, connection.dialect)
     result = connection.exec_driver_sql(sql.text, sql.values(statement.parameters))
-    return result.fetchall() if result.returns_rows else ()
+    if result.cursor is None:  # nothing comes back
+        return ()
+    rows: Sequence[Row] = result.cursor.fetchall()  # the driver's own rows, which are as good
+    result.close()
+    return rows
 
 
 def _is_refused_login(error: Exception) -> bool:

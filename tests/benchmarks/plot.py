@@ -30,7 +30,7 @@ def main() -> None:
     right.plot(sizes, [backlog[size] for size in sizes], color=OURS, marker="o")
     right.set_ylim(bottom=0)
     right.set_xlabel("messages in the table")
-    right.set_title("The same against a backlog, messages a second", loc="left")
+    right.set_title("Messages a second against a backlog", loc="left")
     plot.savefig(target)
 
 
