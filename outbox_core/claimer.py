@@ -36,7 +36,6 @@ PROXIED_PAUSE = 0.25  # seconds, while publishers notify for another worker's sa
 KEYED = 10.0  # seconds for which a queue is asked for messages with a key after it had some
 BARREN = 0.25  # seconds for which thousands of keys in a row that had nothing to claim are not passed again
 SURVEY_EVERY = 1.0  # seconds, at least: paused queues, new priorities, and rows below the low-water mark
-MAX_UNSETTLED = 5_000  # outcomes; more would only wait for the database
 
 _queue, _band = attrgetter("queue"), attrgetter("queue", "priority")
 
@@ -140,7 +139,7 @@ class Claimer:
             await self._survey()
         attended = self._attended()
         hungry = [claimant for claimant in attended if claimant.wants_more()]
-        if not hungry or self._settler.unsettled > MAX_UNSETTLED:
+        if not hungry or self._settler.full:
             if not attended:
                 self._answer(asking)
             await self._disarm()

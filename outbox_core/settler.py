@@ -19,13 +19,15 @@ from outbox_core.message import Delivery
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
 from outbox_core.quoting import one_line
-from outbox_core.store import Settlement
+from outbox_core.store import CLAIM_BYTES, Settlement
 from outbox_core.waiting import within
 
 logger = logging.getLogger("outbox")
 
 LINGER = 0.002  # seconds in which fast handlers fill a batch; what a kill -9 may repeat is bounded by it
 MAX_BATCH = 1_000
+MAX_UNSETTLED = 5_000  # outcomes; more would only wait for the database
+MAX_UNSETTLED_BYTES = 4 * CLAIM_BYTES  # of the payloads of their messages
 UNWATCHED = 0.9  # seconds; the shortest lease is one
 STUCK_AFTER = 30.0  # seconds
 GIVE_UP_AFTER = 5  # refusals of one settlement on its own; its lease will end and another worker sees it
@@ -91,6 +93,13 @@ class Settler:
     def unsettled(self) -> int:
         """Outcomes that are not in the database yet."""
         return len(self._outcomes)
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for the database that nothing should be added to it."""
+        if len(self._outcomes) > MAX_UNSETTLED:
+            return True
+        return sum([len(delivery.payload) for delivery in self._outcomes]) > MAX_UNSETTLED_BYTES
 
     def forget(self, delivery: Delivery) -> None:
         """Give up a delivery whose lease is over."""

@@ -9,7 +9,7 @@ import pytest
 
 from outbox_core import worker as worker_module
 from outbox_core.envelope import compose
-from outbox_core.events import Event, LeaseLost
+from outbox_core.events import Claimed, Event, LeaseLost, Settled
 from outbox_core.links import LinkDown, LinkKeeper
 from outbox_core.message import Delivery
 from outbox_core.store import Band, Listener, Want
@@ -382,6 +382,30 @@ async def test_a_consumer_is_drained_while_others_never_rest(
     flooding.cancel()
 
     assert "could not be written" not in caplog.text
+
+
+async def test_a_slow_database_is_not_given_more_bytes_than_wait_for_it(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox_core.settler.MAX_UNSETTLED_BYTES", 20_000)
+    monkeypatch.setattr("outbox_core.claimer.SURVEY_EVERY", 0.05)
+    store.latency = 0.1
+    held = most = 0
+
+    def observe(event: Event) -> None:
+        nonlocal held, most
+        if isinstance(event, Claimed | Settled):
+            held += event.count if isinstance(event, Claimed) else -event.count
+            most = max(most, held)
+
+    await publish(store, *["x" * 1_000] * 100)
+    worker = Worker(store, name="w1", observers=[observe])
+    await worker.start()
+    worker.add(consumer(do_nothing, prefetch=5))
+    await until(lambda: is_empty(store))
+    await worker.stop(timeout=1)
+
+    assert 20 < most <= 20 + 1 + 5
 
 
 async def flood(store: FaultyStore) -> None:
