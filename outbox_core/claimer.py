@@ -21,7 +21,7 @@ from typing import NamedTuple
 from outbox_core.claimant import Claimant
 from outbox_core.events import Claimed, Observer
 from outbox_core.links import LinkDown, LinkKeeper
-from outbox_core.message import Delivery
+from outbox_core.message import Delivery, size_of
 from outbox_core.outcome import Release
 from outbox_core.settler import Settler
 from outbox_core.store import CLAIM_BYTES, Armed, Band, KeyClaim, KeyWant, Link, Survey, Want
@@ -281,7 +281,7 @@ class Claimer:
         by_band = {Band(*band): [*its] for band, its in groupby(deliveries, key=_band)}
         full = {want.band for want in wants if len(by_band.get(want.band, ())) >= want.limit}
         unasked: set[Band] = set()
-        if sum(len(delivery.payload) for delivery in deliveries) >= CLAIM_BYTES:
+        if size_of(deliveries) >= CLAIM_BYTES:
             last, bands = Band(*_band(deliveries[-1])), [want.band for want in wants]
             full.add(last)
             unasked = {*bands[bands.index(last) + 1 :]}

@@ -165,15 +165,14 @@ class Envelope:
             composed[CORRELATION_ID] = self._correlation_id
         if self._reply_to is not None:
             composed[REPLY_TO] = self._reply_to
-        count = len(composed)
-        if composed.get(CORRELATION_ID):
-            parts = _dumps(composed), ""
-        else:
+        begins_one = not composed.get(CORRELATION_ID)
+        if begins_one:
             composed.pop(CORRELATION_ID, None)
-            count = len(composed) + 1
             others = _dumps(composed)[:-1]
             parts = f'{others}{"," if composed else ""}"{CORRELATION_ID}":"', '"}'
-        _check_size(count, "".join(parts) + (_SOME_ID if parts[1] else ""))
+        else:
+            parts = _dumps(composed), ""
+        _check_size(len(composed) + begins_one, "".join(parts) + (_SOME_ID if begins_one else ""))
         self._texts[content_type] = parts
         return parts
 

@@ -11,19 +11,22 @@ def read_json(payload: bytes) -> Any:
     """The value; raises `ValueError`, `TypeError` or `RecursionError`."""
     try:
         text = payload.decode()
-        value, end = _read(text)
     except (AttributeError, ValueError):
         return json.loads(payload)
-    return value if end == len(text) else json.loads(payload)
+    return _read(text, payload)
 
 
 def read_json_text(text: str) -> Any:
     """The same of a text."""
+    return _read(text, text)
+
+
+def _read(text: str, whole: bytes | str) -> Any:
     try:
-        value, end = _read(text)
+        value, end = _decode(text)
     except ValueError:
-        return json.loads(text)
-    return value if end == len(text) else json.loads(text)
+        return json.loads(whole)
+    return value if end == len(text) else json.loads(whole)
 
 
-_read = json.JSONDecoder().raw_decode
+_decode = json.JSONDecoder().raw_decode

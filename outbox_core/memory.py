@@ -16,7 +16,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from outbox_core.errors import WrongType
-from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats, read_headers
+from outbox_core.message import (
+    DeadMessage,
+    Delivery,
+    NewMessage,
+    OutboxStats,
+    PendingMessage,
+    QueueStats,
+    read_headers,
+    size_of,
+)
 from outbox_core.outcome import Ack, DeadLetter, Release, Retry
 from outbox_core.store import (
     CLAIM_BYTES,
@@ -425,7 +434,7 @@ class MemoryLink:
         claimed: list[Delivery] = []
         with self._store.lock:
             for want in wants:
-                due = _within(most_bytes - _size(claimed), self._due_rows(want, now))
+                due = _within(most_bytes - size_of(claimed), self._due_rows(want, now))
                 due = due[: min(want.limit, total - len(claimed))]
                 claimed += [self._lease(row, token, now, lease) for row in due]
         return claimed
@@ -455,10 +464,10 @@ class MemoryLink:
             if any(row.parked is not None or self._store._leased(row) for row in line):
                 continue
             most = min(want.run, want.limit - len(claimed))
-            run = _within(want.most_bytes - _size(claimed), startable[:most])
+            run = _within(want.most_bytes - size_of(claimed), startable[:most])
             with self._store.lock:
                 claimed += [self._lease(row, token, now, lease) for row in run]
-            full = len(claimed) >= want.limit or _size(claimed) >= want.most_bytes
+            full = len(claimed) >= want.limit or size_of(claimed) >= want.most_bytes
             if full and place < len(keys):
                 return KeyClaim(claimed, key, _first(dues, now))
         return KeyClaim(claimed, None, _first(dues, now))
@@ -616,10 +625,6 @@ def _same(one: NewMessage, other: NewMessage) -> bool:
 
 def _first(dues: Sequence[datetime], now: datetime) -> float | None:
     return (min(dues) - now).total_seconds() if dues else None
-
-
-def _size(deliveries: Iterable[Delivery]) -> int:
-    return sum(len(delivery.payload) for delivery in deliveries)
 
 
 def _within(most_bytes: int, rows: Sequence[_Row]) -> list[_Row]:

@@ -4,7 +4,7 @@ A delivery is one claim of one row. Handlers see it through their framework's me
 written later, many at a time. The first vote stands.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -137,6 +137,11 @@ class Delivery:
             return False
         self.vote = vote
         return True
+
+
+def size_of(deliveries: Iterable[Delivery]) -> int:
+    """The bytes of their payloads."""
+    return sum([len(delivery.payload) for delivery in deliveries])
 
 
 def named(deliveries: Collection[Delivery]) -> str:

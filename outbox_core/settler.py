@@ -15,7 +15,7 @@ from time import monotonic
 from outbox_core.dispatch import refuse
 from outbox_core.events import DeadLettered, LeaseLost, Observer, Settled
 from outbox_core.links import LinkDown, LinkKeeper
-from outbox_core.message import Delivery
+from outbox_core.message import Delivery, size_of
 from outbox_core.options import ConsumerOptions
 from outbox_core.outcome import DeadLetter, Outcome, Release, Retry
 from outbox_core.quoting import one_line
@@ -97,9 +97,7 @@ class Settler:
     @property
     def full(self) -> bool:
         """Whether so much waits for the database that nothing should be added to it."""
-        if len(self._outcomes) > MAX_UNSETTLED:
-            return True
-        return sum([len(delivery.payload) for delivery in self._outcomes]) > MAX_UNSETTLED_BYTES
+        return len(self._outcomes) > MAX_UNSETTLED or size_of(self._outcomes) > MAX_UNSETTLED_BYTES
 
     def forget(self, delivery: Delivery) -> None:
         """Give up a delivery whose lease is over."""

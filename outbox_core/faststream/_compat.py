@@ -6,6 +6,7 @@ change upstream breaks this page first.
 
 import hashlib
 import inspect
+from functools import cache
 
 from faststream._internal._compat import json_loads
 from faststream._internal.broker import BrokerUsecase
@@ -50,12 +51,15 @@ def pipeline_digest() -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
-PIPELINE_IS_KNOWN = pipeline_digest() in {"7e023e71f77ec893"}  # of 0.7.8
+@cache
+def pipeline_is_known() -> bool:
+    """Whether that source is the one that ours was compared with; asked once, by whoever consumes."""
+    return pipeline_digest() in {"7e023e71f77ec893"}  # of 0.7.8
+
 
 __all__ = [
     "COMMAND_LINE",
     "EMPTY",
-    "PIPELINE_IS_KNOWN",
     "ArgsContainer",
     "BrokerConfig",
     "BrokerRouter",
@@ -86,6 +90,7 @@ __all__ = [
     "json_loads",
     "make_logger_state",
     "pipeline_digest",
+    "pipeline_is_known",
     "process_msg",
     "resolve_context_by_name",
 ]

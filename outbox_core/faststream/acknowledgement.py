@@ -15,21 +15,20 @@ from faststream.middlewares import AckPolicy
 
 from outbox_core.envelope import check_delay
 from outbox_core.message import Delivery
-from outbox_core.outcome import Ack, Nack, Reject, Vote
+from outbox_core.outcome import ACK, Nack, Reject, Vote
 
 _AFTER_FAILURE: dict[AckPolicy, Vote] = {
     AckPolicy.NACK_ON_ERROR: Nack(),
     AckPolicy.REJECT_ON_ERROR: Reject(),
-    AckPolicy.ACK: Ack(),
+    AckPolicy.ACK: ACK,
 }
-_ACK = Ack()
 
 
 def vote_after_return(policy: AckPolicy, deliveries: Sequence[Delivery]) -> None:
     """The pipeline returned: ack, unless the policy leaves that to the handler."""
     if policy is not AckPolicy.MANUAL and policy is not AckPolicy.ACK_FIRST:
         for delivery in deliveries:
-            delivery.cast(_ACK)
+            delivery.cast(ACK)
 
 
 def vote_after_failure(policy: AckPolicy, deliveries: Sequence[Delivery]) -> None:
@@ -57,4 +56,4 @@ def _vote(raised: HandlerException) -> Vote:
         case RejectMessage():
             return Reject()
         case _:
-            return _ACK
+            return ACK

@@ -5,7 +5,7 @@
 Upstream's `process_message` spends more on exit stacks, context managers and a log middleware that has nothing to log than
 on the handler's call. Everything that somebody can see is as upstream has it: what is called, in which order, with which
 context, and what becomes of errors (tests/faststream/test_pipeline.py has both handle the same). Whatever upstream's
-version is not known to be the same takes upstream's own way (`_compat.PIPELINE_IS_KNOWN`).
+version is not known to be the same takes upstream's own way (`_compat.pipeline_is_known`).
 """
 
 import logging

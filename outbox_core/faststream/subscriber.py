@@ -27,10 +27,10 @@ from faststream.specification.schema import Message, Operation, SubscriberSpec
 from outbox_core.completion import Transaction, in_transaction
 from outbox_core.errors import CannotPull, InvalidHandler, NotStarted, OptionError, WrongType
 from outbox_core.faststream._compat import (
-    PIPELINE_IS_KNOWN,
     CallsCollection,
     SubscriberSpecification,
     SubscriberUsecase,
+    pipeline_is_known,
     process_msg,
 )
 from outbox_core.faststream.acknowledgement import vote_after_failure, vote_after_return, vote_of_exception
@@ -225,7 +225,7 @@ class OutboxSubscriber(SubscriberUsecase[Any]):
             self._build_fastdepends_model()
         conflict: Exception | None = None
         try:
-            response = await (process(self, msg) if PIPELINE_IS_KNOWN else super().process_message(msg))
+            response = await (process(self, msg) if pipeline_is_known() else super().process_message(msg))
         except HandlerException as raised:
             vote_of_exception(self.ack_policy, raised, deliveries)
             return ensure_response(None)

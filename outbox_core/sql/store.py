@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 from outbox_core.errors import InvalidMessage, PastRetention, SchemaMismatch
 from outbox_core.inbox import check_span
-from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats
+from outbox_core.message import DeadMessage, Delivery, NewMessage, OutboxStats, PendingMessage, QueueStats, size_of
 from outbox_core.outcome import Release
 from outbox_core.schema import Tables
 from outbox_core.sql import refusals
@@ -351,7 +351,7 @@ class SqlLink:
         place = {key: number for number, key in enumerate(runs)}
         deliveries = [self._dialect.read_delivery(row, suspect) for row in rows]
         deliveries.sort(key=lambda delivery: (place[delivery.key or ""], delivery.id))
-        full_at = deliveries[-1].key if sum(len(one.payload) for one in deliveries) >= want.most_bytes else None
+        full_at = deliveries[-1].key if size_of(deliveries) >= want.most_bytes else None
         if deliveries and self._dialect.claims_collide:
             deliveries = await self._unrivalled(queue, deliveries, token, suspect)
         return deliveries, full_at

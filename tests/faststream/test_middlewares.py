@@ -11,6 +11,7 @@ from faststream.message import StreamMessage
 
 from outbox_core.retry import ConstantRetry, NoRetry
 from outbox_sqlalchemy import OutboxRouter
+from tests.faststream.telling import telling
 from tests.places import Place, running, until
 
 SOON = ConstantRetry(delay_seconds=0.01, max_attempts=3)
@@ -19,35 +20,10 @@ SOON = ConstantRetry(delay_seconds=0.01, max_attempts=3)
 def noting(name: str, events: list[str]) -> type[BaseMiddleware]:
     """A middleware that writes down when it is called."""
 
-    class Noting(BaseMiddleware):
-        async def on_receive(self) -> None:
-            events.append(f"{name} receive")
-            await super().on_receive()
+    def reach(stage: str, what: object) -> None:
+        events.append(f"{name} publish to {what}" if stage == "publish" else f"{name} {stage}")
 
-        async def consume_scope(
-            self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any]
-        ) -> Any:
-            events.append(f"{name} consume")
-            result = await call_next(msg)
-            events.append(f"{name} consumed")
-            return result
-
-        async def publish_scope(
-            self, call_next: Callable[[PublishCommand], Awaitable[Any]], cmd: PublishCommand
-        ) -> Any:
-            events.append(f"{name} publish to {cmd.destination}")
-            return await call_next(cmd)
-
-        async def after_processed(
-            self,
-            exc_type: type[BaseException] | None = None,
-            exc_val: BaseException | None = None,
-            exc_tb: TracebackType | None = None,
-        ) -> bool | None:
-            events.append(f"{name} exit")
-            return await super().after_processed(exc_type, exc_val, exc_tb)
-
-    return Noting
+    return telling(reach)
 
 
 async def test_middlewares_nest_from_broker_to_router(both: Place) -> None:

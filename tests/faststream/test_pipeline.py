@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -12,12 +11,13 @@ from faststream import BaseMiddleware, ExceptionMiddleware
 from faststream.exceptions import AckMessage, StopConsume
 from faststream.message import StreamMessage
 
-from outbox_core.faststream._compat import PIPELINE_IS_KNOWN, SubscriberUsecase, pipeline_digest
+from outbox_core.faststream._compat import SubscriberUsecase, pipeline_digest, pipeline_is_known
 from outbox_core.faststream.pipeline import process
 from outbox_core.faststream.subscriber import OutboxSubscriber
 from outbox_core.message import UnreadableHeaders
 from outbox_sqlalchemy import OutboxBroker
 from tests.core.deliveries import delivery
+from tests.faststream.telling import telling
 
 Pipeline = Callable[[OutboxSubscriber, Any], Awaitable[Any]]
 
@@ -45,35 +45,12 @@ def _shown(value: object) -> object:
 def middleware(name: str, trace: Trace, *, fails: str = "", forgives: bool = False) -> type[BaseMiddleware]:
     """It notes each call, raises at the stage *fails*, and with *forgives* lets no exception out."""
 
-    def reach(stage: str, *more: object) -> None:
-        trace.note(name, stage, *more)
+    def reach(stage: str, what: object) -> None:
+        trace.note(name, stage, _told(repr(what)) if stage == "exit" else _shown(what))
         if stage == fails:
             raise LookupError(f"{name} {stage}")
 
-    class Noting(BaseMiddleware):
-        async def on_receive(self) -> None:
-            reach("receive", type(self.msg).__name__)
-
-        async def consume_scope(self, call_next: Callable[..., Awaitable[Any]], msg: StreamMessage[Any]) -> Any:
-            reach("consume")
-            result = await call_next(msg)
-            reach("consumed", _shown(result))
-            return result
-
-        async def publish_scope(self, call_next: Callable[..., Awaitable[Any]], cmd: Any) -> Any:
-            reach("publish", cmd.destination)
-            return await call_next(cmd)
-
-        async def after_processed(
-            self,
-            exc_type: type[BaseException] | None = None,
-            exc_val: BaseException | None = None,
-            exc_tb: TracebackType | None = None,
-        ) -> bool | None:
-            reach("exit", _told(repr(exc_val)))
-            return forgives
-
-    return Noting
+    return telling(reach, forgives=forgives)
 
 
 class Publisher:
@@ -222,7 +199,7 @@ CASES = {
 }
 
 
-if PIPELINE_IS_KNOWN:  # otherwise upstream's way is taken, and ours may differ
+if pipeline_is_known():  # otherwise upstream's way is taken, and ours may differ
 
     @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
     async def test_a_message_goes_upstreams_way(case: Case, caplog: pytest.LogCaptureFixture) -> None:
@@ -235,4 +212,4 @@ def test_the_pipeline_of_this_version_is_known() -> None:
     """If not, upstream has changed it: compare, mend ours, and add its digest."""
     installed = tuple(int(part) for part in version("faststream").split(".")[:3])
 
-    assert (installed >= (0, 7, 8)) == PIPELINE_IS_KNOWN, pipeline_digest()
+    assert (installed >= (0, 7, 8)) == pipeline_is_known(), pipeline_digest()
