@@ -81,18 +81,12 @@ async def interleaved(count: int, *works: Callable[[int], Awaitable[object]]) ->
     return [median(times) * 1e6 for times in taken]
 
 
-class Adding:
-    """What a message adds to a transaction, in microseconds."""
-
-    def __init__(self, messages: int) -> None:
-        self._count = messages
-
-    async def measure(self, transaction: Callable[[int, bool], Awaitable[object]]) -> Result:
-        """*transaction*: takes a number, and whether to publish beside the domain row."""
-        alone, published = await interleaved(
-            self._count, lambda number: transaction(number, False), lambda number: transaction(number, True)
-        )
-        return Result({"adds µs": published - alone})
+async def adding(messages: int, transaction: Callable[[int, bool], Awaitable[object]]) -> Result:
+    """What a message adds to a transaction, in microseconds; *transaction* takes a number, and whether to publish."""
+    alone, published = await interleaved(
+        messages, lambda number: transaction(number, False), lambda number: transaction(number, True)
+    )
+    return Result({"adds µs": published - alone})
 
 
 def percentiles(milliseconds: list[float]) -> Result:

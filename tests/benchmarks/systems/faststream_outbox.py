@@ -7,7 +7,7 @@ from faststream_outbox import OutboxBroker, make_outbox_table
 from sqlalchemy import MetaData, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from tests.benchmarks.workloads import Adding, Countdown, Result, body, empty_tables, vacuum
+from tests.benchmarks.workloads import Countdown, Result, adding, body, empty_tables, vacuum
 
 metadata = MetaData()
 outbox = make_outbox_table(metadata, "bench_peer")
@@ -27,7 +27,7 @@ async def publish_one(dsn: str, messages: int) -> Result:
             if publish:
                 await broker.publish(body(number), queue="orders", session=session)
 
-    result = await Adding(messages).measure(transaction)
+    result = await adding(messages, transaction)
     await engine.dispose()
     return result
 

@@ -8,7 +8,7 @@ import asyncpg
 from pgqueuer import AsyncpgDriver, Job, PgQueuer, Queries
 
 from tests.benchmarks.systems.raw import connect
-from tests.benchmarks.workloads import Adding, Countdown, Result, body
+from tests.benchmarks.workloads import Countdown, Result, adding, body
 
 
 async def _prepare(dsn: str) -> tuple[asyncpg.Connection, Queries]:
@@ -30,7 +30,7 @@ async def publish_one(dsn: str, messages: int) -> Result:
             if publish:
                 await queries.enqueue("orders", json.dumps(body(number)).encode())
 
-    result = await Adding(messages).measure(transaction)
+    result = await adding(messages, transaction)
     await connection.close()
     return result
 

@@ -8,7 +8,7 @@ import psycopg
 from procrastinate import App, PsycopgConnector
 from sqlalchemy import make_url
 
-from tests.benchmarks.workloads import Adding, Countdown, Result, body
+from tests.benchmarks.workloads import Countdown, Result, adding, body
 from tests.databases import execute, plain
 
 
@@ -35,7 +35,7 @@ async def publish_one(dsn: str, messages: int) -> Result:
                 if publish:
                     await task.configure(connection=connection).defer_async(body=body(number))
 
-        result = await Adding(messages).measure(transaction)
+        result = await adding(messages, transaction)
     await app.close_async()
     return result
 
